@@ -90,9 +90,8 @@ def collect(
 ) -> Incident:
     """Collects the mails of a network, of names under a suffix (`hostname_suffix`), of a system or of a country.
 
-    From a decision log, collects the refused mails and, under `mode: observe`, those that would have been refused. From
-    a mail log, collects every mail; the databases of `ruleset` give the systems and countries of its clients. Raises
-    `LogError`.
+    A decision log gives the refused mails and, under `mode: observe`, those that would have been refused. A mail log
+    gives every mail; the databases of `ruleset` then give the systems and countries of its clients. Raises `LogError`.
     """
     networks = (network,) if network is not None else ()
     search = Search(networks, suffix or "", since=since, asn=asn, country=country, ruleset=ruleset)

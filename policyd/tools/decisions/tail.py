@@ -38,7 +38,7 @@ class DecisionFilter(NamedTuple):
     networks: tuple[netaddr.IPNetwork, ...] = ()
 
     def matches(self, decision: LoggedDecision) -> bool:
-        """Whether a decision matches. An action also counts if `mode: observe` suppressed it, a rule if it observed."""
+        """Whether a decision matches. An action that `mode: observe` suppressed and a rule that only observed count."""
         if decision.is_probe:
             return False
         if self.actions and decision.action not in self.actions and decision.would not in self.actions:

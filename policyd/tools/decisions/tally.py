@@ -349,7 +349,7 @@ _UNVERIFIED = b"\0"
 
 
 def _values(found: Found, by: By, ruleset: Ruleset | None) -> Sequence[bytes | None]:
-    """Returns the raw values of a key: one value, but all recipients of a mail."""
+    """Returns the raw values of a key: all recipients of a mail; for any other key one value."""
     match by:
         case By.CLIENT:
             return (found.client_address,)
@@ -401,7 +401,7 @@ def _sender_domain(raw: bytes | None) -> str:
     return "-" if raw is None else shown(domain_of(_unescaped(raw))) or "<>"
 
 
-# By key: makes the printed form of a raw value.
+# By key: the function that makes the printed form of a raw value.
 _SHOWN: dict[By, Callable[[bytes | None], str]] = {
     By.HOSTNAME: _hostname,
     By.CLIENT: _plain,

@@ -381,7 +381,7 @@ class _Doctor:
     def _logins(self, service: Service) -> str:
         """Whether users log in at a service: `yes`, `later`, or empty for no.
 
-        `later` means that smtpd_sasl_auth_enable is not set for the service, and is not `yes` for any other.
+        `later` means that smtpd_sasl_auth_enable is not set for the service, and is not `yes` for any other service.
         """
         name = "smtpd_sasl_auth_enable"
         if self.postfix.value(name, service).lower() == "yes":

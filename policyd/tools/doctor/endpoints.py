@@ -151,9 +151,9 @@ def _same(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress)
 
 
 def _same_elsewhere(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress) -> bool:
-    """Whether a Postfix elsewhere may ask this address of policyd: compares only ports or file names of sockets.
+    """Whether the address that a Postfix on another system asks may be this address of policyd.
 
-    In a container or on another host, hosts and folders have other names.
+    Compares only the port, or the file name of the socket, because hosts and folders may have other names there.
     """
     if isinstance(asked, UnixAddress):
         return isinstance(listened, UnixAddress) and Path(asked.path).name == Path(listened.path).name

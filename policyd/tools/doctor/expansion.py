@@ -21,7 +21,7 @@ _MAX_DEPTH = 16
 # reach it.
 _MAX_REFERENCES = 2000
 
-# Maximum characters of an expanded value. A restriction list has some hundred.
+# Maximum characters of an expanded value. A restriction list has a few hundred.
 _MAX_VALUE = 64 * 1024
 
 _NAME = re.compile(r"\w+")

@@ -27,7 +27,7 @@ _MAX_MAILS = 500_000
 @dataclass(slots=True)
 class _Mail:
     first: float | None  # Unix seconds of the first deferred try
-    delivered: bool = False  # by the log: at the first try or later
+    delivered: bool = False  # the log shows a delivery, at the first try or later
     is_back: bool = False  # a later try would have passed greylisting
 
 

@@ -271,7 +271,7 @@ def _bar(actions: Counter[str], most: int) -> Text:
     drawn = total = 0
     for action, (mark, style) in _MARKS.items():
         total += actions[action]
-        # Rounds the end of this part, not its length, so that rounding errors do not add up. Every action gets a mark.
+        # Rounds the end of this part, not its length, so that rounding errors do not add up. Every action has a mark.
         length = max(round(total * _BAR / most) - drawn, 1 if actions[action] else 0)
         bar.append(mark * length, style=style)
         drawn += length

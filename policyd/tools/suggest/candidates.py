@@ -422,7 +422,7 @@ def _suffixes(
 
 
 def _narrowest(domain: str, names: dict[str, _Client], min_clients: int) -> str | None:
-    """Returns the longest suffix in a domain that has nearly all refused clients of the domain; None if too few."""
+    """Returns the longest suffix with nearly all refused clients of a domain; None if the clients are too few."""
     refused = {name: client.address for name, client in names.items() if client.refused > 0}
     if len(set(refused.values())) < min_clients:
         return None
@@ -434,7 +434,7 @@ def _narrowest(domain: str, names: dict[str, _Client], min_clients: int) -> str 
             if len(labels) == 2:  # a name directly under the suffix is a host, not a longer suffix
                 clients[f"{labels[1]}.{suffix}"].add(address)
         total = len(set(refused.values()))
-        longer = max(clients, key=lambda candidate: len(clients[candidate]), default=None)
+        longer = max(clients, key=lambda longer_suffix: len(clients[longer_suffix]), default=None)
         if longer is None or len(clients[longer]) < max(min_clients, _NEARLY_ALL * total):
             return suffix
         suffix = longer

@@ -33,7 +33,7 @@ _PROVIDERS = frozenset(_NAMES.split())
 
 
 def provider_of(name: str) -> str | None:
-    """Returns the large mail provider (its domain) of a host name or a mail domain; None if it belongs to none."""
+    """Returns the large mail provider of a host name or mail domain, as the provider's domain; None if none has it."""
     labels = name.lower().rstrip(".").split(".")
     for start in range(len(labels) - 1):
         if (suffix := ".".join(labels[start:])) in _PROVIDERS:

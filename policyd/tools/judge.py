@@ -40,7 +40,10 @@ COUNTS_AS_DELIVERED = frozenset({Outcome.DELIVERED, Outcome.PASSED})
 
 
 class Assumption(StrEnum):
-    """The assumed status of a client whose name is `unknown` in the log; Postfix writes `unknown` for all three."""
+    """The assumed status of a client whose name is `unknown` in the log.
+
+    Postfix writes `unknown` for all three, and policyd also if no rule needed the name.
+    """
 
     MISSING = "missing"
     ERROR = "error"

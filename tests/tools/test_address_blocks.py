@@ -43,13 +43,13 @@ def test_parts_with_enough_clients_are_found_and_joined(addresses: list[str], ex
 
 
 @given(st.lists(st.integers(0, 2**13), max_size=80), st.integers(1, 5))
-def test_blocks_never_overlap_and_each_has_enough_clients(hosts: list[int], least: int) -> None:
+def test_blocks_never_overlap_and_each_has_enough_clients(hosts: list[int], min_clients: int) -> None:
     first = 0xC6330000
     clients = Counter(part_of(4, first + host * 37) for host in hosts)
-    networks = [netaddr.IPNetwork(str(block)) for block in blocks(clients, least)]
+    networks = [netaddr.IPNetwork(str(block)) for block in blocks(clients, min_clients)]
     for network in networks:
         inside = sum(count for (_, part), count in clients.items() if netaddr.IPAddress(part << 8) in network)
-        assert inside >= least
+        assert inside >= min_clients
     assert sum(network.size for network in networks) == netaddr.IPSet(networks).size
 
 

@@ -144,10 +144,10 @@ def test_candidates_are_ranked_by_refused_and_delivered_mails(tmp_path: Path) ->
     ]
 
 
-@pytest.mark.parametrize(("least", "count"), [(1, 1), (3, 1), (4, 0)])
-def test_the_minimum_number_of_clients_can_be_chosen(tmp_path: Path, least: int, count: int) -> None:
+@pytest.mark.parametrize(("min_clients", "count"), [(1, 1), (3, 1), (4, 0)])
+def test_the_minimum_number_of_clients_can_be_chosen(tmp_path: Path, min_clients: int, count: int) -> None:
     logs = log_of(tmp_path, *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(3)])
-    assert len(suggest(logs, min_clients=least).candidates) == count
+    assert len(suggest(logs, min_clients=min_clients).candidates) == count
 
 
 @pytest.mark.parametrize("client", ["unknown[127.0.0.1]", "h[10.1.2.3]", "h[192.168.3.4]", "h[::1]", "h[fe80::1]"])

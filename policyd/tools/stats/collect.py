@@ -1,5 +1,5 @@
-"""Statistics of the decision log: actions over time, rules, networks, systems, countries, names, and rules without
-effect.
+"""Statistics of the decision log: actions over time, rules and their effect, origins of clients, DNS lists, greylisting
+and counters.
 
 Memory is bounded by the limits below, whatever clients send. Times are Unix seconds.
 """

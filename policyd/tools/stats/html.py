@@ -1,4 +1,4 @@
-"""The decision log as one page of HTML: plots in SVG, without scripts or external resources.
+"""Statistics of the decision log as one page of HTML: plots in SVG, without scripts or external resources.
 
 All text from a log is escaped twice: to printable ASCII, and for HTML. As a second defence, a Content-Security-Policy
 in the page forbids every request and script.

@@ -100,7 +100,7 @@ _PRIVATE = (
 
 
 class Example(NamedTuple):
-    """A refused mail. `name` is empty if the client had none; `sender` is None if the log has none."""
+    """A mail to show as an example. `name` is empty if the client had none; `sender` is None if the log has none."""
 
     client_address: bytes
     name: bytes

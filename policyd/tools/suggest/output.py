@@ -1,7 +1,7 @@
 """Writes candidates as YAML that `policyd check` accepts, with the evidence of each, and as JSON.
 
-The YAML is written directly, because PyYAML writes no comments. Values with special characters are quoted; text from
-clients is in comments only, as printable ASCII.
+The YAML is written directly, because PyYAML writes no comments. The values of conditions are quoted if they have
+special characters. Other text from clients is in comments only, as printable ASCII.
 """
 
 from __future__ import annotations

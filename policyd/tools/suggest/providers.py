@@ -2,7 +2,7 @@
 
 A rule against such a provider refuses the mail of millions of users because of a few, so such a candidate gets a
 remark. The list has domains of the providers' outgoing servers (as in reverse DNS) and of their users. It need not be
-complete, because a remark only comes beside the evidence.
+complete: a candidate without a remark still shows its evidence.
 """
 
 from __future__ import annotations

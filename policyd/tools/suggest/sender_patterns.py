@@ -1,7 +1,7 @@
 """Finds the pattern of sender addresses that change from mail to mail: `rainbow+err000123@`, `rainbow+err000124@`.
 
 Bulk mailers number their bounce addresses, or write the recipient into them (VERP), so a list of addresses is useless.
-A `Shape` is the constant part; senders of one shape come from one mailer.
+A `Shape` has the constant parts; senders of one shape probably come from one mailer.
 """
 
 from __future__ import annotations

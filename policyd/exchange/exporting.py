@@ -80,7 +80,10 @@ def export(
 
 
 def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> Iterator[Row]:
-    """Yields the rules as rows; with `owned`, autonomous systems and countries become their networks."""
+    """Yields the rules as rows, and reports those that no format can express.
+
+    With `owned`, autonomous systems and countries become their networks.
+    """
     for rule in loaded.ruleset.rules:
         line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
         if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
@@ -107,7 +110,7 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
 
 
 def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
-    """Yields every value of every condition; `$name` gives each entry of that list, `$$` a literal `$` (ruleset.md)."""
+    """Yields every value of every condition; `$name` gives each entry of that list, `$$` a literal `$`."""
     for condition in conditions:
         for value in condition.values:
             if not value.startswith("$"):
@@ -142,7 +145,7 @@ def _report_outside_rules(loaded: Loaded, report: Report) -> None:
 
 
 def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Report) -> Iterator[Row]:
-    used = {
+    conditions_of_lists = {
         value[1:]: condition.name
         for rule in loaded.ruleset.rules
         for condition in (*rule.exceptions, *rule.match)
@@ -156,9 +159,9 @@ def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Re
             raise NoSuchListError(f"{loaded.rules_file.path}: there is no list '{name}'; there are: {known}")
         line = Line(definition.path, definition.line, f"list {name}")
         entries = [entry.text for entry in definition.entries()]
-        condition = used.get(name)
+        condition = conditions_of_lists.get(name)
         if condition is None:
-            # These entries have not been checked before.
+            # No rule uses the list, so the loader has not checked its entries.
             condition = "cidr" if any(map(looks_like_address, entries)) else "hostname_suffix"
             entries = list(_valid(condition, entries, line, report))
         if entries:

@@ -44,7 +44,7 @@ class Format:
     """A format that can be imported: its reader, and the fields of `ImportOptions` that the reader takes.
 
     `from_the_top` means that the first matching line decides, so a line exempts only from the lines below it.
-    `longest_line` is in bytes. `verdict` is the default verdict for entries.
+    `longest_line` is the maximum length of a line in bytes. `verdict` is the default verdict for entries.
     """
 
     read: Callable[..., Imported]
@@ -84,10 +84,10 @@ class ImportOptions:
 
     `attribute` (`client`, `helo_name`, `sender`, `recipient`) is the attribute that is looked up in the table; `dotted`
     and `delimiter` are as in `policyd.exchange.access.keys`. With `shape` None, a table with verdicts becomes rules; a
-    file without verdicts becomes a list, or rules if its entries are of several kinds. `condition` chooses the entries
-    of a list. `verdict` is the verdict for entries (None: the format's default). `name` begins the names of rules.
-    `port` and `interface` are those of the connection that is followed through a firewall; `sets` are the names of a
-    firewall's sets to import.
+    file without verdicts becomes a list, or rules if its entries are of several kinds and `condition` is None.
+    `condition` selects the entries for a list file. `verdict` is the verdict for entries (None: the format's default).
+    `name` is the beginning of the rules' names (empty: the file's name). `port` and `interface` are those of the
+    connection that is followed through a firewall; `sets` are the names of a firewall's sets to import.
     """
 
     attribute: str | None = None
@@ -103,7 +103,7 @@ class ImportOptions:
 
 
 class ImportFailedError(Exception):
-    """Nothing was imported. The message is one line; `exit_status` is 1 for content, 2 for an unreadable file.
+    """Nothing was imported. The message is one line; `exit_status` is 1, or 2 if a file cannot be read.
 
     `report` has the lines lost before the failure.
     """
@@ -134,7 +134,7 @@ def import_files(
 ) -> Result:
     """Imports files of the format `name`, one after the other; `-` is standard input.
 
-    `advance` is called with the number of bytes read. Raises `ImportFailedError`.
+    `advance` is called with the number of bytes read since its last call. Raises `ImportFailedError`.
     """
     report = Report()
     arguments: dict[str, Any] = {option: getattr(options, option) for option in FORMATS[name].options}
@@ -173,7 +173,7 @@ def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Repor
         )
         if verdict.verb is not Verb.DUNNO
     ]
-    # If the most specific entry decides, or chains jump, any block of the file may be affected.
+    # If a format is not read from the top, a lost line may exempt from any block of its file.
     position = max(
         ((files[line.path], line.number if FORMATS[name].from_the_top else 1 << 60) for line in blocks), default=(-1, 0)
     )
@@ -249,7 +249,7 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
 def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
     """Makes a list file, which has entries for one condition only: by default the most frequent one."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
-    condition = options.condition or max(counts, key=lambda name: (counts[name], name == "cidr"), default="cidr")
+    condition = options.condition or max(counts, key=lambda kind: (counts[kind], kind == "cidr"), default="cidr")
     if condition == "listed":
         message = "asks DNS lists, which a list file cannot define; write rules, without --as list"
         raise ImportFailedError(f"{_name_of(found[0][0])}: {message}", 1, report)
@@ -275,7 +275,9 @@ def _blocking_terms(imported: Imported) -> Iterator[Term]:
 def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator[Term]:
     for term, line in imported.entries:
         if term.condition != condition:
-            report.lose(line, f"it is for {term.condition}, and the list for {condition} (--condition, or --as rules)")
+            report.lose(
+                line, f"it is for {term.condition}, but the list is for {condition} (--condition, or --as rules)"
+            )
         elif not fits_list_file(term.value):
             report.lose(line, "part of it would be a comment in a list file; import as rules")
         else:
@@ -298,8 +300,8 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
 def _heading(name: str, found: list[tuple[str, Imported]], report: Report) -> str:
     """The first comment of the output, with the names of the files in `found`.
 
-    A list file does not name a fetched file: that name is temporary and differs on each host, but the ruleset's hash
-    covers comments.
+    A list file names no input except standard input: the name of a fetched file is temporary and differs on each host,
+    and would change the ruleset's hash, which covers comments.
     """
     files = f" from {', '.join(_name_of(path) for path, _ in found)}" if found else ""
     lost = f"{len(report.losses):,} lost" if report.losses else "nothing lost"

@@ -1,4 +1,4 @@
-"""Reads a JSON document that goes over several lines of a file."""
+"""Reads a JSON document that may extend over several lines of a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def json_document(first: Line, following: Iterable[Line]) -> Any:
-    """The document that begins in `first` and ends at the end of the file. Raises `IncompleteError`."""
+    """The document in the line `first` and all lines after it. Raises `IncompleteError` if it is not valid JSON."""
     try:
         return json.loads("\n".join(line.text for line in (first, *following)))
     except (ValueError, RecursionError):

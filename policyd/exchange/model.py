@@ -1,8 +1,8 @@
 """Data that passes between another system's format and a ruleset.
 
 An import gives `Row`s (a table's lines, each with a verdict) or `Entry`s (a list's entries, without a verdict). Imports
-and exports report everything that the other side cannot express, with its line, in a `Report`. Nothing here depends on
-a format, reads a file or writes YAML.
+and exports report everything that they cannot convert, with its line, in a `Report`. Nothing here depends on a format,
+reads a file or writes YAML.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _MAX_SHOWN = 100
 # Maximum characters of a reason in a message: some reasons quote a word, which can have any length.
 _MAX_REASON = 400
 
-# Maximum number of expressions that are too large for RE2. RE2 takes 5 ms to refuse each; no real table has as many.
+# Maximum number of expressions in a table that are too large for RE2; the lines below the last are not read. RE2 takes
+# 5 ms to refuse each, and no real table has as many.
 MAX_TOO_LARGE = 100
 
 # Maximum number of lines that a note names; the rest are counted.
@@ -66,11 +67,11 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The action of an entry.
+    """The action of a row.
 
     `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
-    that does something else with the mail and lets it pass (for example HOLD): the action becomes a DUNNO only if a
-    line below would block.
+    that does something else with the mail and lets it pass (for example HOLD): the row becomes a rule with DUNNO only
+    if a row below would block.
     """
 
     verb: Verb
@@ -125,7 +126,10 @@ class NewDnsList:
 
 @dataclass(slots=True)
 class Imported:
-    """The content of a file: rows in the order in which they are tried, or the entries of a list."""
+    """The content of a file: rows in the order in which they are tried, or the entries of a list.
+
+    `dns_lists` are the DNS lists that the rows name.
+    """
 
     rows: list[Row] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -133,7 +137,7 @@ class Imported:
 
 
 class UnsupportedError(Exception):
-    """A line that the other side cannot express. The message says why, and suggests an alternative.
+    """A line, or a rule of an export, that cannot be converted. The message says why, and may suggest an alternative.
 
     `exempts` marks a line that lets clients through: without the line, other lines may block these clients.
     """
@@ -144,11 +148,11 @@ class UnsupportedError(Exception):
 
 
 class SkippedError(UnsupportedError):
-    """The file's own system skips the line as well, or never matches it."""
+    """A line that its own system skips as well, or that never matches there."""
 
 
 class IncompleteError(Exception):
-    """The file is visibly truncated. `line` is the last line that was read."""
+    """The file is visibly truncated. `line` is the line to name in the message, such as the beginning of a block."""
 
     def __init__(self, line: Line, message: str) -> None:
         super().__init__(message)
@@ -173,7 +177,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One difference in converted lines: the first of these lines, and their total number."""
+    """A difference of some converted lines from the original: the first of these lines, and their total number."""
 
     reason: str
     lines: tuple[Line, ...]
@@ -209,7 +213,7 @@ class Report:
         self._notes.setdefault((line.path, reason), {})[line.number] = line
 
     def on_host_bits(self, line: Line) -> Callable[[], None]:
-        """Returns the `on_host_bits` of `policyd.exchange.values.network`: a function that notes the cleared bits."""
+        """Returns the argument `on_host_bits` of `values.network`: a function that notes that bits were cleared."""
         return lambda: self.note(line, "the address had bits set beyond the prefix; they were cleared")
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
@@ -307,8 +311,8 @@ _UNSAFE = re.compile(r"[^ -~]")
 def blocking(verb: Verb, text: str) -> Verdict:
     """A blocking verdict with the code and text of another system's answer, adapted to rules.yaml.
 
-    The code is of the verb's class. The text is printable ASCII without a reply code in front, and is cut to the
-    maximum length of an answer.
+    The code begins with 5 for REJECT, otherwise with 4. The text is printable ASCII without a reply code in front, and
+    is cut to the maximum length of an answer.
     """
     words = " ".join(text.split())
     while match := _REPLY_CODE.match(words):
@@ -367,7 +371,7 @@ class ExportOptions:
 
 
 def static_text(row: Row, report: Report) -> str:
-    """The code and text of a rule's answer for a table, without the client's values."""
+    """The code and text of a rule's answer for a table, with `...` for every value that depends on the request."""
     template = row.verdict.text
     if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):
         report.note(row.line, "placeholders are not supported there: the text has `...` in their place")

@@ -35,7 +35,7 @@ def blocked_addresses(rows: Iterable[Row]) -> netaddr.IPSet:
     """The addresses whose first matching row blocks. `only_networks` must be true for every row."""
     groups: list[tuple[bool, netaddr.IPSet]] = []
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
-        # Rows with the same exceptions (usually none) share a set: many small sets are slow to build.
+        # Consecutive rows with the same exceptions (usually none) share a set: many small sets are slow to build.
         by_exceptions = groupby(group, key=lambda row: row.exceptions)
         parts = [_matched_addresses(exceptions, alike) for exceptions, alike in by_exceptions]
         found = parts[0] if len(parts) == 1 else netaddr.IPSet(cidr for part in parts for cidr in part.iter_cidrs())
@@ -48,7 +48,7 @@ def blocked_addresses(rows: Iterable[Row]) -> netaddr.IPSet:
 
 
 def _blocked_ranges(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
-    """Yields the blocked ranges: from each border of a network to the next, the first group decides.
+    """Yields the blocked ranges: from one border of a network to the next, the first group with these addresses decides.
 
     Subtracting the sets of 10,000 groups from each other would take a minute.
     """
@@ -77,7 +77,7 @@ def _matched_addresses(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> net
     return matched - addresses_of(exceptions) if exceptions else matched
 
 
-def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
+def rejected_addresses(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
     """The addresses that rules reject and, with `deferred`, those that rules defer.
 
     The first matching rule decides, as in the ruleset. Rules about anything but addresses are reported as lost.
@@ -88,7 +88,8 @@ def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.
 def supported_rows(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
     """Yields the rows about addresses only, and reports all others as lost.
 
-    Without `deferred`, a row that defers becomes DUNNO, so that its clients do not reach the rows below.
+    Without `deferred`, a row that defers is reported, too. It becomes DUNNO, so that its clients do not reach the rows
+    below.
     """
     for row in rows:
         if not only_networks(row):

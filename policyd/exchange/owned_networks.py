@@ -21,7 +21,7 @@ _KINDS = {"asn": DatabaseKind.ASN, "country": DatabaseKind.COUNTRY}
 class OwnedNetworks:
     """Converts terms for `asn` and `country` to terms for `cidr`, with the databases of a ruleset.
 
-    A database is read at most once, and only if a rule needs it, because that takes seconds.
+    A database is read at most once, and only if a rule needs it, because reading takes seconds.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -40,7 +40,8 @@ class OwnedNetworks:
         """Replaces owners by their networks, merged.
 
         Terms of one condition are alternatives, but all conditions must hold. So if a rule also has a condition on
-        networks, or conditions on both system and country, its owners stay, and the format reports them.
+        networks, or conditions on both system and country, its owners stay, and the format reports them. They also stay
+        if the database has no network for any of them.
         """
         names = {term.condition for term in terms}
         owners = names & self._wanted.keys()

@@ -1,7 +1,7 @@
-"""Decides which host names, addresses and mail addresses an expression can match, and whether one implies another.
+"""Decides whether expressions can match a host name, address or mail address, and whether one implies another.
 
-Uses finite automata over printable ASCII in lower case. Constructs that the automata cannot express (word boundaries,
-Unicode classes) count as "may match", so `can_match` is never wrongly false and `implies` never wrongly true.
+Uses finite automata over printable ASCII in lower case. Constructs that the automata cannot express, such as word
+boundaries, count as "may match", so `can_match` is never wrongly false and `implies` never wrongly true.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policyd.core.lookups import expression_options
 # Printable ASCII without capitals: expressions ignore case.
 _ALPHABET = frozenset(chr(code) for code in range(0x20, 0x7F) if not 0x41 <= code <= 0x5A)
 
-# Represents the text around a match; no expression contains it.
+# A character that represents the text around a match; no expression contains it.
 _AROUND = "\0"
 
 # Maximum number of states of an automaton. Expressions of real tables have up to 500; `{1000}` repeats its part 1,000
@@ -69,8 +69,8 @@ class Automaton:
     # For each state: the states reached without a character (with an assertion or ""), and those reached by one.
     _silent: list[list[tuple[str, int]]] = field(default_factory=list)
     _moves: list[list[tuple[frozenset[str], int]]] = field(default_factory=list)
-    _closures: dict[tuple[frozenset[int], bool, bool], frozenset[int]] = field(default_factory=dict)
-    _steps: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
+    _known_closures: dict[tuple[frozenset[int], bool, bool], frozenset[int]] = field(default_factory=dict)
+    _known_steps: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
     _distances: list[int] = field(default_factory=list)
 
     @property
@@ -100,12 +100,12 @@ class Automaton:
 
     def step(self, states: frozenset[int], character: str) -> frozenset[int]:
         """The states after one more character."""
-        known = self._steps.get((states, character))
+        known = self._known_steps.get((states, character))
         if known is None:
             reached = {end for state in states for characters, end in self._moves[state] if character in characters}
             closed = self._closure(frozenset(reached), at_start=False, at_end=False)
             known = frozenset([state for state in closed if self.distances()[state] < _FAR])
-            self._steps[states, character] = known
+            self._known_steps[states, character] = known
         return known
 
     def accepts(self, states: frozenset[int], *, at_start: bool) -> bool:
@@ -155,7 +155,7 @@ class Automaton:
 
     def _closure(self, states: frozenset[int], *, at_start: bool, at_end: bool) -> frozenset[int]:
         key = states, at_start, at_end
-        known = self._closures.get(key)
+        known = self._known_closures.get(key)
         if known is None:
             found, waiting = set(states), list(states)
             while waiting:
@@ -164,7 +164,7 @@ class Automaton:
                         continue
                     found.add(end)
                     waiting.append(end)
-            known = self._closures[key] = frozenset(found)
+            known = self._known_closures[key] = frozenset(found)
         return known
 
 
@@ -252,7 +252,7 @@ class _Parser:
             end = part[1]
         if maximum is None:  # the last part any number of times
             made.connect(part[1], part[0])
-        self._quantifier()
+        self._quantifier()  # skips the quantifier if the part was parsed again
         return begin, end
 
     def _quantifier(self) -> tuple[int, int | None]:
@@ -348,7 +348,8 @@ class _Parser:
 
 # --- Questions --------------------------------------------------------------------------------------------------------
 
-# Host names as Postfix accepts them (`valid_hostname.c`): labels of letters, digits, `-` and `_`, but not digits only.
+# Host names as Postfix accepts them (`valid_hostname.c`): labels of letters, digits, `-` and `_`. The second expression
+# excludes names that consist of digits and dots only.
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 NAMES = (rf"^{_LABEL}(?:\.{_LABEL})*$", "[a-z_-]")
 
@@ -359,7 +360,7 @@ ADDRESSES = (rf"^(?:{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}|(?:[0-9a-f]{{0,4}}:)+
 # Mail addresses contain no blank or colon, unlike header lines. The null sender is `<>`, as in Postfix's tables.
 MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
 
-# The note on an expression that matches no client.
+# The note on an expression that can match neither the name nor the address of a client.
 ONLY_SENDERS = "only a mail address can match it, so it was read as an expression for senders (--attribute)"
 
 
@@ -427,13 +428,13 @@ class Questions:
         return not self._meet([without_text], [automaton]) or not self._meet([self._automaton(inner)], [automaton])
 
     def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
-        """Whether every wanted and no unwanted automaton accepts some text; true if the search takes too long."""
+        """Whether all wanted automata and no unwanted automaton accept some text; true if the search takes too long."""
         automata = (*wanted, *unwanted)
         self._spent += 5 * sum(automaton.size for automaton in automata)  # each is searched once
         representatives = _representatives(automata)
         if not all(automaton.reachable(representatives) for automaton in wanted):
             return False
-        count = len(wanted)
+        wanted_count = len(wanted)
         first = tuple(automaton.first() for automaton in automata)
         seen = {first}
         distances = [automaton.distances() for automaton in wanted]
@@ -442,13 +443,15 @@ class Questions:
             _, _, states, at_start = heapq.heappop(waiting)
             self._spent += len(representatives) * sum(map(len, states))
             self.gave_up |= len(seen) >= _MAX_VISITED
-            if self._is_over() or _accepted(automata, states, count, at_start=at_start):
+            if self._is_over() or _is_accepted(automata, states, wanted_count, at_start=at_start):
                 return True
             for character in representatives:
-                following = _following(automata, states, character, count)
+                following = _following(automata, states, character, wanted_count)
                 if following is None or following in seen:
                     continue
-                if any(automaton.accept in of for automaton, of in zip(unwanted, following[count:], strict=True)):
+                if any(
+                    automaton.accept in of for automaton, of in zip(unwanted, following[wanted_count:], strict=True)
+                ):
                     continue  # a match stays a match, whatever follows
                 seen.add(following)
                 distance = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
@@ -456,24 +459,24 @@ class Questions:
         return False
 
 
-def _accepted(
-    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], wanted: int, *, at_start: bool
+def _is_accepted(
+    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], wanted_count: int, *, at_start: bool
 ) -> bool:
-    """Whether a text may end here: the first `wanted` automata accept it, and no other does."""
+    """Whether a text may end here: the first `wanted_count` automata accept the text, and no other does."""
     return all(
-        automaton.accepts(of, at_start=at_start) == (number < wanted)
+        automaton.accepts(of, at_start=at_start) == (number < wanted_count)
         for number, (automaton, of) in enumerate(zip(automata, states, strict=True))
     )
 
 
 def _following(
-    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], character: str, wanted: int
+    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], character: str, wanted_count: int
 ) -> tuple[frozenset[int], ...] | None:
-    """The states after one more character, or None if one of the first `wanted` automata has none."""
+    """The states after one more character, or None if one of the first `wanted_count` automata has none."""
     following: list[frozenset[int]] = []
     for automaton, of in zip(automata, states, strict=True):
         reached = automaton.step(of, character)
-        if not reached and len(following) < wanted:
+        if not reached and len(following) < wanted_count:
             return None
         following.append(reached)
     return tuple(following)

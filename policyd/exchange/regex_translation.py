@@ -1,4 +1,4 @@
-"""Converts other systems' regular expressions to RE2: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
+"""Converts regular expressions to RE2: Perl's (pcre:, postfwd, rspamd, plain lists) and POSIX's (regexp:).
 
 Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused, with their names.
 Characters that mean something else in RE2 are rewritten. Every result compiles within the ruleset's limits, and is
@@ -34,7 +34,7 @@ _POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 def from_perl(pattern: str, flags: str = "") -> str:
     """Converts a Perl expression. Each of Postfix's flags (pcre_table(5)) reverses a default.
 
-    Raises `UnsupportedError` for constructs that RE2 lacks.
+    Raises `UnsupportedError` for constructs that RE2 lacks, and for invalid expressions and flags.
     """
     for flag in flags:
         if flag not in "imsxAEUX":
@@ -48,7 +48,7 @@ def from_perl(pattern: str, flags: str = "") -> str:
 def from_posix(pattern: str, flags: str = "") -> str:
     """Converts a POSIX extended expression. Each of Postfix's flags (regexp_table(5)) reverses a default.
 
-    Raises `UnsupportedError` for constructs that RE2 lacks.
+    Raises `UnsupportedError` for constructs that RE2 lacks, and for invalid expressions and flags.
     """
     for flag in flags:
         if flag not in "imx":
@@ -130,7 +130,7 @@ def _perl_escape(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _perl_class(pattern: str, start: int) -> tuple[str, int]:
-    """A bracket expression, unchanged except for `\\h` and `\\_`, which RE2 does not have."""
+    """A bracket expression and its end; `\\h` and `\\_`, which RE2 does not have, and a literal `[` are rewritten."""
     place = start + 1
     if pattern[place : place + 1] == "^":
         place += 1
@@ -203,7 +203,7 @@ def _posix_escape(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _posix_class(pattern: str, start: int) -> tuple[str, int]:
-    """A bracket expression; POSIX has no escapes in it, so a backslash is literal."""
+    """A bracket expression and its end; POSIX has no escapes in it, so a backslash is literal."""
     place = start + 1
     if pattern[place : place + 1] == "^":
         place += 1

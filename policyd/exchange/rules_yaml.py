@@ -1,6 +1,7 @@
 """Writes rows and entries as rules.yaml and list files, which `policyd check` accepts.
 
-Consecutive rows with the same verdict become one rule, because their order does not matter.
+Consecutive rows with the same verdict and exceptions become one rule for each condition, because their order does not
+matter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Maximum number of values on the line of their condition; if there are more, each gets its own line.
 _MAX_ON_LINE = 4
 
-# Text that needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
+# Text that needs no quotes in YAML: within brackets, and as the value of `action`. Every value is text, even a number.
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/@+-]*[A-Za-z0-9._/@+-])?")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/@+,()-]*[A-Za-z0-9._/@+,()-])?")
 
@@ -39,7 +40,7 @@ class NewRule:
     last: Line
     count: int
     observe: bool = False
-    at_least: int = 1  # for the names of `listed`
+    at_least: int = 1  # the number of the lists in `listed` that must match
 
     @property
     def note(self) -> str:
@@ -62,10 +63,10 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
     for condition, values in by_condition(entry.term for entry in imported.entries).items():
         lines = of_condition[condition]
         made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(set(lines))))
-    blocking = len(imported.rows)
-    while blocking and imported.rows[blocking - 1].verdict.passing:
-        blocking -= 1  # no row below it blocks
-    rows = imported.rows[:blocking]
+    needed = len(imported.rows)
+    while needed and imported.rows[needed - 1].verdict.passing:
+        needed -= 1  # the row lets mail pass, and no row below it blocks
+    rows = imported.rows[:needed]
     start = 0
     while start < len(rows):
         end = start + 1
@@ -79,7 +80,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
         by_shape: dict[tuple[str, ...] | int, list[int]] = {}
         for place in range(start, end):
             conditions = tuple(dict.fromkeys(term.condition for term in rows[place].match))
-            # All conditions of a rule must hold, so only rows with one and the same condition can share a rule.
+            # All conditions of a rule must hold, so rows can share a rule only if each has the same single condition.
             by_shape.setdefault(conditions if len(conditions) == 1 else place, []).append(place)
         for places in by_shape.values():
             sources = [rows[place] for place in places]
@@ -104,7 +105,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
 
 
 class Names:
-    """Gives out rule names: unique, with characters that rules.yaml allows. `prefix` begins generated names."""
+    """Gives out unique rule names with characters that rules.yaml allows. A generated name begins with `prefix`."""
 
     def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
         self._prefix = _rule_name(prefix) or "imported"
@@ -113,7 +114,7 @@ class Names:
         self._suffixes: dict[str, int] = {}  # the last number given to each repeated name
 
     def next(self, wanted: str = "") -> str:
-        """The next name: the wanted name, or a generated one."""
+        """The wanted name in a valid and unique form, or a generated name if none is wanted."""
         name = _rule_name(wanted)
         base = name
         suffix = self._suffixes.get(base, 1)
@@ -137,7 +138,7 @@ def _rule_name(text: str) -> str:
 
 
 def rules_yaml(of: Sequence[NewRule], heading: str, dns_lists: Sequence[NewDnsList] = ()) -> str:
-    """A rules file."""
+    """The text of a rules file."""
     lines = _comment(heading)
     if dns_lists:
         lines += ["dns_lists:", *map(_dns_list, dns_lists), ""]
@@ -207,7 +208,7 @@ def _quoted(text: str) -> str:
 
 
 def list_file(entries: Iterable[Term], heading: str) -> str:
-    """A list file: one entry per line, without repetitions."""
+    """The text of a list file: one entry per line, without repetitions."""
     return "\n".join([*_comment(heading), *dict.fromkeys(entry.value for entry in entries)]) + "\n"
 
 

@@ -17,7 +17,7 @@ from policyd.core.address import parse_address
 from policyd.exchange.model import Term, UnsupportedError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from policyd.core.address import Address
 
@@ -34,8 +34,8 @@ _MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
 _LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
 
-# For each attribute of a lookup, the condition on a name only, and the condition on a name with the names under it. The
-# exact domain of a mail address has no condition.
+# For each attribute of a lookup, the condition on exactly one name, and the condition on a name and all names under it.
+# No condition compares exactly the domain of a mail address.
 EXACT_CONDITIONS = {"client": "hostname", "helo_name": "helo_name"}
 SUFFIX_CONDITIONS = {
     "client": "hostname_suffix",
@@ -103,7 +103,9 @@ def address_range(text: str, on_host_bits: Callable[[], None] | None = None) -> 
     if not dash:
         return [network(text.strip(), on_host_bits)]
     start, end = address(first.strip()), address(last.strip())
-    if start.version != end.version or start > end:
+    if start.version != end.version:
+        raise UnsupportedError(f"{shown(text)} is not a range: one end is IPv4, the other IPv6")
+    if start > end:
         raise UnsupportedError(f"{shown(text)} is not a range: it begins after its end")
     if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
         raise UnsupportedError(f"{shown(text)} is neither a network nor a few networks: it takes {count}")
@@ -113,8 +115,8 @@ def address_range(text: str, on_host_bits: Callable[[], None] | None = None) -> 
 def _count_of_networks(first: int, end: int) -> int:
     """The number of networks for the addresses from `first` to `end` (excluded).
 
-    The networks meet at `middle`, the number with the most trailing zeros. On each side, every bit that is set in the
-    distance to `middle` is one network.
+    The networks meet at `middle`, the number between both with the most trailing zeros. On each side, every bit that is
+    set in the distance to `middle` is one network.
     """
     shift = (first ^ end).bit_length() - 1
     middle = end >> shift << shift
@@ -124,11 +126,6 @@ def _count_of_networks(first: int, end: int) -> int:
 def network_text(of: netaddr.IPNetwork) -> str:
     """A network in the form of lists: a network of one address without its prefix."""
     return str(of.network) if of.size == 1 else str(of.cidr)
-
-
-def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
-    """The fewest networks with the same addresses, in order of addresses, IPv4 first."""
-    return [network_text(cidr) for cidr in netaddr.cidr_merge(list(networks))]
 
 
 def term(condition: str, value: str) -> Term:
@@ -143,5 +140,5 @@ def term(condition: str, value: str) -> Term:
 
 
 def literal(text: str) -> str:
-    """An expression that matches only this text."""
+    """An expression that finds exactly this text."""
     return re.escape(text).replace(r"\-", "-")  # a dash is special only in brackets

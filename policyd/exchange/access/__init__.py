@@ -1,1 +1,1 @@
-"""Postfix's access(5) and sendmail's access_db, import and export: keys and their order."""
+"""Imports and exports Postfix's access(5) tables and sendmail's access_db, whose most specific key decides."""

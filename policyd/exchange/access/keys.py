@@ -1,7 +1,7 @@
 """The keys that Postfix's access(5) tables and sendmail's access_db share: host names, octet prefixes, mail addresses.
 
-`AccessTable` takes the lines of one lookup (of a client, a sender, ...) and returns them most specific first, in the
-order of that lookup.
+`AccessTable` takes the lines for one lookup (of a client, a sender, ...) and returns them as rows, in an order in which
+the first matching row is the one that the lookup finds.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _POSTFIX_DOT = (
     " it was read as the names under the domain (--dotted confirms this)"
 )
 
-# The attributes that a table can be for.
+# Attributes that can be looked up in a table.
 LOOKUPS = tuple(SUFFIX_CONDITIONS)
 
 
 @dataclass(slots=True)
 class AccessTable:
-    """The lines of one lookup. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
+    """The lines for the lookup of `attribute`: `client`, `helo_name`, `sender` or `recipient`.
 
     `dotted` means that a domain covers only itself, and that `.domain` covers the names under it, as if Postfix's
-    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is Postfix's recipient_delimiter: with it, an
-    address covers its extensions. `leading_dot` is the note about a `.domain` without `dotted`.
+    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is Postfix's recipient_delimiter: with `+`,
+    `user@domain` also covers `user+extension@domain`. `leading_dot` is the note on a key `.domain` without `dotted`.
     """
 
     attribute: str
@@ -57,11 +57,11 @@ class AccessTable:
     def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
         """Adds a line under its key.
 
-        Raises `UnsupportedError` if the lookup never uses such a key, or if another line has it: postmap keeps the
-        first of two.
+        Raises `UnsupportedError` if the lookup never uses such a key, or if a line with the same key has been added:
+        postmap keeps the first.
         """
-        stage, covered, term = self._read_key(key, line, report)
-        row = Row(line, (term,), verdict)
+        stage, covered, condition = self._read_key(key, line, report)
+        row = Row(line, (condition,), verdict)
         first = self._stages[stage].setdefault(covered, row)
         if first is not row:
             raise UnsupportedError(f"the same key as in line {first.line.number}, which takes precedence")
@@ -75,8 +75,8 @@ class AccessTable:
         ]
 
     def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
-        """Returns the stage of the lookup that uses the key, the names or addresses that it covers, and the equivalent
-        condition.
+        """Returns the stage of the lookup that uses the key, the names or addresses that the key covers, and the
+        equivalent condition.
         """
         if self.attribute in {"sender", "recipient"}:
             return self._read_mail_key(key, line, report)
@@ -86,7 +86,7 @@ class AccessTable:
             if (found := octet_network(key)) is not None:
                 return 1, Network.of(found), Term("cidr", network_text(found))
             if key == "unknown":
-                # Postfix's name for clients without a verified name; not a host name here.
+                # Postfix's name for every client without a verified name; in policyd, it is not a host name.
                 return 0, PlainKey(key), Term("client_name", key)
         elif key.startswith("["):
             return 0, PlainKey(key), term("helo_name", key)
@@ -107,7 +107,7 @@ class AccessTable:
 
     def _read_name(self, key: str, line: Line, report: Report) -> tuple[Key, Term]:
         if looks_like_address(key):
-            raise UnsupportedError(_why_no_network(key))
+            raise UnsupportedError(self._why_no_name(key))
         if self.dotted and not key.startswith("."):
             if self.attribute in EXACT_CONDITIONS:
                 return Name(key, exact=True), term(EXACT_CONDITIONS[self.attribute], key)
@@ -116,11 +116,19 @@ class AccessTable:
             report.note(line, self.leading_dot)
         return Name(key), term(SUFFIX_CONDITIONS[self.attribute], key)
 
+    def _why_no_name(self, key: str) -> str:
+        if "/" in key:
+            return "in such a table a network with a prefix length never matches; use a cidr: table, or 192.0.2"
+        if self.attribute != "client":
+            return "an address as a key is supported only in a table for clients"
+        return "not an address, a prefix of whole octets, or a name"
+
 
 def octet_network(key: str) -> netaddr.IPNetwork | None:
-    """The network of a prefix of octets (`192.0.2`) or, in IPv6, of pairs of octets (`2001:db8`); None for a name.
+    """The network of an address, or of a prefix of octets (`192.0.2`) or, in IPv6, of pairs of octets (`2001:db8`).
 
-    Raises `UnsupportedError` for other keys (access(5), "HOST NAME/ADDRESS PATTERNS").
+    Returns None for a key that does not look like one, such as a name. Raises `UnsupportedError` if the key looks like
+    one but its numbers are invalid (access(5), "HOST NAME/ADDRESS PATTERNS").
     """
     if _OCTETS.fullmatch(key):
         octets = key.removesuffix(".").split(".")
@@ -133,9 +141,3 @@ def octet_network(key: str) -> netaddr.IPNetwork | None:
         pairs = key.removesuffix(":").split(":")
         return network(":".join(pairs + ["0"] * (8 - len(pairs))) + f"/{16 * len(pairs)}")
     return None
-
-
-def _why_no_network(key: str) -> str:
-    if "/" in key:
-        return "in such a table a network with a prefix length never matches; use a cidr: table, or 192.0.2"
-    return "not an address, a prefix of whole octets, or a name"

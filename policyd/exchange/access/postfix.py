@@ -1,4 +1,4 @@
-"""Postfix's indexed access(5) tables (hash:, btree:, lmdb: ...), import and export.
+"""Imports and exports Postfix's indexed access(5) tables (hash:, btree:, lmdb: ...).
 
 The option `attribute` names the lookup that a table is for. Without it, keys with an `@` are senders (no lookup of a
 client uses such keys) and all others are clients.
@@ -27,7 +27,10 @@ _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>[^\s"]\S*))(?:\s+(
 def read(
     lines: Iterable[Line], report: Report, *, attribute: str | None = None, dotted: bool = False, delimiter: str = ""
 ) -> Imported:
-    """The table's rows, most specific first. `attribute`, `dotted` and `delimiter` are those of `AccessTable`."""
+    """The table's rows, most specific first; those for senders come before those for clients.
+
+    `dotted` and `delimiter` are as in `AccessTable`, and so is `attribute`, unless it is None.
+    """
     clients = AccessTable(attribute or "client", dotted=dotted, delimiter=delimiter)
     senders = AccessTable("sender", dotted=dotted, delimiter=delimiter)
 
@@ -54,7 +57,7 @@ def read(
     # Two tables in one file: a client that one table lets through must still pass the other.
     of_senders, unused = exemptions_as_exceptions(of_senders)
     for row in unused:
-        report.lose(row.line, "nothing below it in this table blocks a sender, so there is nothing to exempt from")
+        report.lose(row.line, "no less specific key blocks a sender, so there is nothing to exempt from")
         report.taken -= 1
     return Imported(rows=[*of_senders, *of_clients])
 

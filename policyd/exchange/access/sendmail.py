@@ -1,8 +1,8 @@
-"""sendmail's access_db (cf/README, "ANTI-SPAM CONFIGURATION CONTROL"), import and export.
+"""Imports and exports sendmail's access_db (cf/README, "ANTI-SPAM CONFIGURATION CONTROL").
 
 One file serves several lookups: of the client (`Connect:`), the sender (`From:`) and the recipient (`To:`); a key
 without a tag serves clients and senders. Each lookup is a separate table, which a mail must pass. So only exemptions of
-clients, which come last, become DUNNO; the other exemptions become exceptions.
+clients become DUNNO, because the rows for clients come last; the other exemptions become exceptions.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     for line, key, verdict in untagged:
         _add_untagged(tables, key, verdict, line, report)
     clients = tables["client"].rows()
-    used = {row.line for row in clients}
+    client_lines = {row.line for row in clients}
     imported = Imported()
     for attribute in ("recipient", "sender"):
         rows, unused = exemptions_as_exceptions(tables[attribute].rows())
         imported.rows += rows
-        for row in (row for row in unused if row.line not in used):
-            report.lose(row.line, f"nothing below it blocks a {attribute}, so there is nothing to exempt from")
+        for row in (row for row in unused if row.line not in client_lines):
+            report.lose(row.line, f"no less specific key blocks a {attribute}, so there is nothing to exempt from")
             report.taken -= 1
     imported.rows += clients
     return imported
@@ -72,14 +72,14 @@ def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
     tag, key = (match["tag"] or "").lower(), match["key"].lower()
     if tag == "ipv6":  # `IPv6:2001:db8`, without another tag
         tag = ""
-    if _is_pairs(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
+    if _is_first_pair(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
         tag, key = "", f"{tag}:{key}"
-    # With runs of blanks, the search of an expression below would take quadratic time.
+    # Each run of blanks becomes one blank, because `_ERROR` would take quadratic time for long runs.
     result = " ".join(match["result"].split())
     return tag, key.removeprefix("ipv6:"), _verdict(result, line, report)
 
 
-def _is_pairs(tag: str) -> bool:
+def _is_first_pair(tag: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{1,4}", tag) is not None and any(c.isdigit() for c in tag)
 
 
@@ -126,7 +126,7 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
 
 
 def _error(result: str) -> Verdict:
-    """`ERROR:5.7.1:550 text`, `ERROR:550 text`, `ERROR:text` or `550 text`, the text in quotes or not.
+    """Reads `ERROR:5.7.1:550 text`, `ERROR:550 text`, `ERROR:text` or `550 text`, with or without quotes.
 
     sendmail takes three digits for a reply code only if a blank follows them (`parseaddr.c`).
     """
@@ -148,7 +148,7 @@ _TAGS = {"client": "Connect", "sender": "From", "recipient": "To"}
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """An access_db for makemap(8): each lookup's keys under its tag."""
+    """An access_db for makemap(8): the keys of each lookup, with the lookup's tag."""
     lines = [f"# {options.heading}"]
     by_lookup: dict[str, list[Row]] = {attribute: [] for attribute in _TAGS}
     for row in rows:
@@ -166,7 +166,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 
 def _lookup(row: Row) -> str:
-    """The lookup for a rule's first condition. A lookup refuses a rule that has another condition, too."""
+    """The lookup for a rule's first condition; `keys_of` reports a rule that has two conditions."""
     condition = row.match[0].condition
     return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
 

@@ -1,8 +1,9 @@
 """The order of an access table: Postfix and sendmail look up the most specific key first, but a ruleset tries its
 rules from the top.
 
-`most_specific_first` orders the rows of such a table so that its meaning stays: a row comes before every wider row with
-another verdict. Rows with the same verdict are kept together as far as possible, so that they become few rules.
+`most_specific_first` orders the rows of such a table so that the table's meaning stays the same: a row comes before
+every wider row with another verdict. Rows with the same verdict are kept together as far as possible, so that they
+become few rules.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ Key = Name | Network | PlainKey | Mailbox
 def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
     """The rows of one stage of a lookup, in order.
 
-    `last` means that no other stage follows. Then a row whose verdict is `passing` is left out if no wider key covers
-    it, because no row below it would block.
+    `last` means that no row of a later stage follows. Then a row whose verdict is `passing` is left out if no wider key
+    covers its key, because no row below would block the same mail.
     """
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)
@@ -134,8 +135,10 @@ def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
 
 
 def _join(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
-    """Yields all rows, level by level. Within a level, rows are grouped by verdict, and the groups ordered so that rows
-    with one verdict adjoin those of the neighbouring levels.
+    """Yields all rows, level by level, and within a level verdict by verdict.
+
+    The last verdict of the level before comes first, and a verdict that the next level also has comes last, so that
+    rows with the same verdict follow each other.
     """
     before: Verdict | None = None
     for number, group in enumerate(groups):

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 # Maximum number of keys for one network. IPv4 needs at most 256, for 0.0.0.0/0; IPv6 may need more.
 _MAX_KEYS = 256
 
-# A local part at any domain: the expression for an imported key `user@`.
+# A local part at any domain: the expression that an import writes for the key `user@`.
 _LOCAL_PART = re.compile(r"\^((?:[\w-]|\\[^\w])+)@")
 
 
 class Written(NamedTuple):
-    """A key of the table, and its answer. `row` is the rule; None for a key that is only an exception."""
+    """A key of the table, and its answer. `row` is the rule that gives it, or None if the key is only an exception."""
 
     key: str
     verdict: Verdict
@@ -99,7 +99,7 @@ class _Table:
             covering = next((wider for wider in key.wider(self._prefixes) if wider in answers), None)
             wider_verdict = answers[covering][0] if covering is not None else None
             if row is None and wider_verdict is not None:
-                self._note_addresses(key)
+                self._note_excepted_name(key)
             needed = verdict != wider_verdict if row is not None else wider_verdict is not None or key in self._mixed
             if needed and not (row is None and wider_verdict is not None and wider_verdict.verb is Verb.DUNNO):
                 answers[key] = verdict, row
@@ -114,20 +114,22 @@ class _Table:
         return {number for wider in (key, *key.wider(self._prefixes)) for number in rows_of.get(wider, ())}
 
     def _note_order(self) -> None:
-        """Reports rules whose order the lookup changes: names come before addresses, and domains before local parts."""
+        """Notes that the lookup changes the order of the rules: names come before addresses, domains before `user@`."""
         names = [number for key, rows in self._matching.items() if isinstance(key, Name) for number in rows]
         later = [number for key, rows in self._matching.items() if _is_looked_up_late(key) for number in rows]
         if names and later and min(later) < max(names):
-            what = (
-                "names are looked up before addresses" if self._attribute == "client" else "domains come before `user@`"
+            what, early = (
+                ("names are looked up before addresses", "names")
+                if self._attribute == "client"
+                else ("domains come before `user@`", "domains")
             )
             self._report.note(
                 self._rows[min(later)].line,
-                f"{what} in such a table, so rules about them take precedence over the rules above",
+                f"{what} in such a table, so rules about {early} take precedence over the rules above them",
             )
 
-    def _note_addresses(self, key: Key) -> None:
-        """Reports excepted names: a lookup that finds a name does not look up the address."""
+    def _note_excepted_name(self, key: Key) -> None:
+        """Notes an excepted name in a table that also has networks: if the name is found, no address is looked up."""
         if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
             row = self._rows[min(self._rows_covering(key, self._excepting))]
             self._report.note(

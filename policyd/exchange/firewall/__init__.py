@@ -1,1 +1,1 @@
-"""Firewall rules, import and export: iptables, nftables and ipset."""
+"""Imports and exports the rules and sets of firewalls: iptables, nftables and ipset."""

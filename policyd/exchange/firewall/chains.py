@@ -1,8 +1,8 @@
 """Follows a new connection through the chains of a packet filter, for iptables and nftables.
 
 `flatten` begins at the chains that receive incoming packets, and returns the lines in the order in which they decide.
-Each of these base chains decides separately: if one accepts a packet, another may still drop it. The file for each
-filter parses its lines.
+Each of these base chains decides separately: if one accepts a packet, another may still drop it. `iptables.py` and
+`nftables.py` parse the lines.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,
 # Maximum nesting of jumps, which is also the limit of nftables. A deeper nesting is usually a loop.
 _DEPTH = 16
 
-# Maximum steps for one file: `_FIRST_STEPS`, and `_STEPS_PER_LINE` for each line and each network. A chain is followed
-# at every jump to it, and a set is read for every line that uses it; real firewalls do so a few times. Each line and
-# each network in it counts as a step, which takes 10 us.
+# Maximum steps for one file: `_FIRST_STEPS`, and `_STEPS_PER_LINE` more for each line and each network in the file. A
+# chain is followed at every jump to it, and a set is read for every line that uses it; in real firewalls this happens a
+# few times. Each time, every line of the chain or network of the set counts as a step, which takes 10 us.
 _FIRST_STEPS = 1_000
 _STEPS_PER_LINE = 20
 
@@ -58,11 +58,12 @@ class OtherTrafficError(UnsupportedError):
 
 @dataclass(slots=True)
 class Step:
-    """One line of a chain. `sources` is None if it applies to every source; with `negated` it applies to all others.
+    """One line of a chain, which applies to `sources`, or to all other addresses if it is `negated`.
 
-    `target` is the chain of a jump. `condition` names a condition on anything but the source, such as the network
-    interface. `lost` is the reason why the line cannot be followed; `other_traffic` means that the line never matches
-    the connection anyway.
+    `sources` is None if the line applies to every source. `target` is the chain of a jump. `condition` names a
+    condition on anything but the source, such as the network interface. `lost` is the reason why the line cannot be
+    followed; `other_traffic` means that the loss makes no difference, because the line never matches the connection or
+    decides nothing.
     """
 
     line: Line
@@ -77,9 +78,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that receives incoming packets: those from `addresses` that meet `condition`, if that is not empty.
+    """A chain that receives incoming packets: those from `addresses` that meet `condition`, if there is one.
 
-    `drops` means that the chain drops packets on which none of its lines decides; `line` is the line with that policy.
+    `line` is the line that declares the chain, or its first line. `drops` means that the chain's policy drops packets
+    on which none of its lines decides.
     """
 
     chain: str
@@ -109,9 +111,10 @@ class Connection:
         return int(first or 0) <= self.port <= int(last or 65535)
 
     def interface_condition(self, names: Iterable[str], *, negated: bool) -> str:
-        """Returns "" if the connection meets a condition on interfaces, or its text if the interface is not known.
+        """Returns "" if the connection meets a condition on interfaces, or a text if it may meet the condition.
 
-        Raises `OtherTrafficError` if the connection does not meet it.
+        The text is for a note; without the option `--interface`, the interface is not known. Raises `OtherTrafficError`
+        if the connection does not meet the condition.
         """
         known = [*names]
         if set(known) == {"lo"}:
@@ -136,7 +139,7 @@ def flatten(
     """Converts the lines to rows with a condition `cidr`: DROP becomes REJECT, ACCEPT becomes DUNNO.
 
     A file without a base chain is a part of a firewall. Then the chains to which no line jumps are followed, for the
-    addresses of `default_block`.
+    addresses of `default_block` (None: for all addresses).
     """
     walk = _Walk(chains, report)
     if not bases:
@@ -163,7 +166,7 @@ class _EndlessError(UnsupportedError):
 
 @dataclass(slots=True)
 class _Lost:
-    """The reason for which a line was lost; `exempts` is as in `UnsupportedError`."""
+    """The reason why a line was lost; `exempts` is as in `UnsupportedError`."""
 
     reason: str
     exempts: bool = False
@@ -177,13 +180,13 @@ class _Walk:
         every = [step for steps in chains.values() for step in steps]
         elements = {id(source) for step in every for source in step.sources or ()}
         self._max_steps = _FIRST_STEPS + _STEPS_PER_LINE * (len(every) + len(elements))
-        self._lost: dict[Line, _Lost] = {}  # unless another path through the chains uses them
+        self._lost: dict[Line, _Lost] = {}  # not reported if the line is taken on another path through the chains
         self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
         self.rows: list[Row] = []
 
     def begin(self, base: BaseChain) -> None:
-        """Follows packets from a base chain on."""
+        """Follows the packets that a base chain receives."""
         step = Step(base.line, Effect.JUMP, target=base.chain, condition=base.condition)
         if base.condition:
             self._take_conditional(step, [base.addresses], -1)
@@ -279,7 +282,7 @@ class _Walk:
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
         if self._steps > self._max_steps:
-            raise _EndlessError(f"the chains have more than {self._max_steps:,} paths through them")
+            raise _EndlessError(f"it takes more than {self._max_steps:,} steps to follow the chains")
         if step.target and step.target not in self._chains:
             raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
@@ -290,7 +293,7 @@ class _Walk:
                 # The line is often the last of a firewall, about all remaining packets.
                 if step.effect is Effect.DROP:
                     raise UnsupportedError(
-                        "it blocks every address, for which no rule is written unless it names 0.0.0.0/0"
+                        "it blocks every address; such a line becomes a rule only if it names 0.0.0.0/0"
                     )
                 continue  # DUNNO for all remaining addresses, as at the end of a ruleset
             inside, exceptions = part.terms()
@@ -314,7 +317,7 @@ def _parts(step: Step, block: Block) -> list[Block]:
         parts = [block]
     left = [part for part in parts if not part.empty]
     if not left:
-        raise UnsupportedError("no mail reaches it: a line above decides on every address of it")
+        raise UnsupportedError("no mail reaches it: the lines above and the jumps to its chain leave no address")
     return left
 
 
@@ -324,7 +327,7 @@ def _without(step: Step, block: Block) -> Block:
         return replace(block, empty=True)
     if step.negated:
         if len(step.sources) != 1:
-            raise UnsupportedError("it jumps for all addresses except several networks")
+            raise UnsupportedError("a jump or return for all addresses except several networks is not supported")
         return block.within(step.sources[0])
     for source in step.sources:
         block = block.without(source)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
 from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, Row, Term, UnsupportedError, shown
-from policyd.exchange.network_sets import blocked_addresses, rejected
+from policyd.exchange.network_sets import blocked_addresses, rejected_addresses
 from policyd.exchange.values import address_range, network, network_text
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _COMMANDS = {
 # Types whose elements are addresses or networks. iphash, nethash and ipmap are the names before ipset 6.
 _TYPES = frozenset({"hash:ip", "hash:net", "bitmap:ip", "iphash", "nethash", "ipmap"})
 
-# Beginnings of the lines of `ipset list` before a set's members.
+# The lines of `ipset list` before a set's members.
 _HEADER = re.compile(
     r"(?P<field>Name|Type|Header|Members|Revision|Size in memory|References|Number of entries):\s*(?P<value>.*)"
 )
@@ -124,14 +124,14 @@ class _File:
             self.sets[self._listed].reason = _reason(value)
 
     def _create(self, line: Line, name: str, rest: list[str]) -> None:
-        if name in self.sets:  # `-exist`
+        if name in self.sets:  # allowed by the option -exist
             return
         made = self.sets[name] = _Set(line, _reason(rest[0] if rest else ""))
         if "netmask" in rest[:-1]:
             made.netmask = rest[rest.index("netmask") + 1]
 
     def _add(self, line: Line, name: str, rest: list[str]) -> None:
-        # A file without `create` comes from `ipset list -output save | grep add`.
+        # A set has no line with `create` if only the lines with `add` were kept.
         filled = self.sets.setdefault(name, _Set(line))
         if filled.reason or not rest:
             return
@@ -174,13 +174,13 @@ def _entries(of: _Set) -> list[Entry]:
 
 _FAMILIES = {4: "inet", 6: "inet6"}
 
-# ipset's default for maxelem. A set cannot grow later, so a larger set gets twice the size that it needs now.
+# ipset's default for maxelem. It cannot be raised later, so it is at least twice the number of networks now.
 _MAXELEM = 65536
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """Commands for `ipset restore`, which fill each set under a temporary name and then swap it in."""
-    addresses = rejected(rows, report, deferred=options.deferred)
+    addresses = rejected_addresses(rows, report, deferred=options.deferred)
     lines = [
         f"# {options.heading}",
         "# Load with: ipset restore -file FILE",

@@ -1,4 +1,4 @@
-"""Imports the output of iptables-save(8) and ip6tables-save(8), and exports for iptables-restore(8).
+"""Imports the output of iptables-save(8) and ip6tables-save(8), and exports a chain for iptables-restore(8).
 
 The import follows new TCP connections to one port through the chains of each table that receive incoming packets, and
 through their jumps. `iptables -S` and a script of `iptables -A ...` lines are read as well.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from policyd.config.problems import counted
 from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
 from policyd.exchange.model import Imported, IncompleteError, Line, UnsupportedError, shown
-from policyd.exchange.network_sets import network_texts, rejected
+from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.values import address_range, network
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _NOT_DECIDING = frozenset(
 _BASES = ("raw PREROUTING", "mangle PREROUTING", "mangle INPUT", "filter INPUT", "security INPUT")
 _BUILT_IN = frozenset({"INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"})
 
-# Options that do not depend on the client, with the number of words that each takes.
+# Other known options, with the number of words of each: the option itself and its arguments.
 _WORDS = {
     **dict.fromkeys(("-m", "--match", "--comment", "--reject-with"), 2),
     **dict.fromkeys(("-c", "--tcp-flags", "--match-set"), 3),
@@ -106,7 +106,7 @@ class _File:
             raise UnsupportedError(f"not a line of iptables-save: {str(error).lower()}") from None
         while words and re.fullmatch(r"(?:.*/)?(?:sudo|ip6?tables)|-w|--wait", words[0]):
             words = words[1:]
-        before, self._table = self._table, self._table
+        before = self._table
         if len(words) > 2 and words[0] in {"-t", "--table"}:
             self._table, words = words[1], words[2:]
         try:
@@ -241,7 +241,7 @@ def _until_next_option(words: list[str], place: int) -> int:
 
 _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
 
-# Conditions that a new connection can meet, with a test of the argument and the reason to report if it fails.
+# Conditions that a new connection can meet, each with a test of its argument, and the reason to report if the test fails.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     **dict.fromkeys(
         ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")
@@ -267,7 +267,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
     The chain is refilled each time; the administrator adds the jump from INPUT to it, once.
     """
-    addresses = rejected(rows, report, deferred=options.deferred)
+    addresses = rejected_addresses(rows, report, deferred=options.deferred)
     tool = "iptables" if options.version == 4 else "ip6tables"
     others = len(network_texts(addresses, 10 - options.version))
     if others:

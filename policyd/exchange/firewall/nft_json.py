@@ -1,8 +1,8 @@
 """Converts the output of `nft -j list ruleset` (libnftables-json(5)) to the text that `nft list ruleset` would print.
 
-Objects without a text form become an unknown word, so that their line is reported. nft leaves `auto-merge` out of its
-JSON and writes a timeout below a second as 0; neither matters to an import. Line numbers are the numbers of the objects
-in the document's list.
+Objects without a text form here become an unknown word, so that their line is reported. nft leaves `auto-merge` out of
+its JSON and writes a timeout below a second as 0; neither matters to an import. Line numbers are the numbers of the
+objects in the document's list.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Line
 
-# Maximum nesting of objects; nft uses some 10 levels.
+# Maximum nesting of values; nft uses some 10 levels.
 _DEPTH = 50
 
 _UNREADABLE = "unreadable"
 
 
 def as_text(lines: Iterable[Line]) -> Iterator[Line]:
-    """Returns the lines of a ruleset as text; the ruleset may be text or JSON. Raises `IncompleteError`."""
+    """Yields the lines of a ruleset in text form; the file may be text or JSON. Raises `IncompleteError`."""
     waiting = iter(lines)
     for line in waiting:
         if not line.text.strip():
@@ -77,10 +77,6 @@ def _word(value: Any) -> str:
     """A value as one word of a ruleset, without characters that would end the word."""
     text = str(value)
     return text if text and not any(c.isspace() or c in '{};,"=#\0' for c in text) else _UNREADABLE
-
-
-def _quoted(value: Any) -> str:
-    return '"' + "".join(c for c in str(value) if c.isprintable() and c != '"') + '"'
 
 
 def _hook(fields: dict[str, Any]) -> Iterator[str]:

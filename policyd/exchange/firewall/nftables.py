@@ -1,7 +1,7 @@
 """nftables: imports the output of `nft list ruleset` and `nft -j list ruleset`, and exports named sets for `nft -f`.
 
 The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
-its jumps. A file with sets that no line uses is read as a list, whose entries are the elements of the sets.
+its jumps. If no line of a chain becomes a row, the elements of the sets that no line uses become the entries of a list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, Othe
 from policyd.exchange.firewall.nft_json import as_text
 from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
 from policyd.exchange.model import Entry, Imported, IncompleteError, Line, Term, UnsupportedError, shown
-from policyd.exchange.network_sets import network_texts, rejected
+from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.values import address_range, network_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _FAMILIES = {"ip": Block(EVERYTHING[4]), "ip6": Block(EVERYTHING[6])}
 _ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
 _ADDRESS_FIELDS = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
 
-# Hooks for incoming packets; `forward`, `output` and `postrouting` get other packets.
+# Hooks for incoming packets, in the kernel's order; `forward`, `output` and `postrouting` get other packets.
 _HOOKS = ("ingress", "prerouting", "input")
 
 # Words that begin a block of statements; any other opening brace begins values.
@@ -73,7 +73,7 @@ class _Statement:
 
 @dataclass(slots=True)
 class _Set:
-    """A set or a map. `keys` has the words of each element, `verdicts` those of its verdict in a map."""
+    """A set or a map. `keys` has the words of each element, and `verdicts` the words of each verdict in a map."""
 
     line: Line
     keys: list[list[_Word]] = field(default_factory=list)
@@ -86,7 +86,10 @@ class _Set:
 def read(
     lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "", sets: tuple[str, ...] = ()
 ) -> Imported:
-    """The rows for one port, or the elements of all sets or of those named in `sets`. Raises `IncompleteError`."""
+    """The rows for one port, or the elements of unused sets. Raises `IncompleteError`.
+
+    If `sets` has names, only the elements of these sets are read, used or not.
+    """
     imported = Imported()
     tables: list[_Table] = []
     variables: dict[str, list[_Word]] = {}
@@ -562,7 +565,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
     The rule that drops is only a comment, because the administrator decides on its place and effect.
     """
-    addresses = rejected(rows, report, deferred=options.deferred)
+    addresses = rejected_addresses(rows, report, deferred=options.deferred)
     table = f"inet {options.name}"
     lines = [
         f"# {options.heading}",

@@ -1,4 +1,4 @@
-"""Notes on the sets of a firewall, for ipset and nftables."""
+"""Reports that concern the sets of both ipset and nftables."""
 
 from __future__ import annotations
 

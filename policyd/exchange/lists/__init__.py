@@ -1,1 +1,4 @@
-"""Lists and registries: plain lists, Spamhaus DROP, postgrey, whois, rspamd maps, CSV and JSON."""
+"""Imports plain lists, rspamd maps, lists of Spamhaus and postgrey, and whois answers.
+
+Exports plain lists, rspamd maps, CSV and JSON.
+"""

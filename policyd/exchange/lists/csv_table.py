@@ -1,4 +1,4 @@
-"""Comma-separated values (RFC 4180, but with LF), export: a line for each value of each condition."""
+"""Exports rules as comma-separated values (RFC 4180, but with LF): a line for each value of each condition."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _ASSUMED = "read as host names of clients; use --attribute if the list is for so
 class Expressions:
     """Reads the expressions of one list for `attribute`.
 
-    None means clients, or senders for an expression that can only match mail addresses.
+    If it is None, an expression is for clients, or for senders if it can match mail addresses only.
     """
 
     def __init__(self, attribute: str | None, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""JSON for programs, export: the rules in order, with the entries of lists in place of their names."""
+"""Exports the rules in order as JSON for programs. The names of lists are replaced by the entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
-    """`{"rules": [{"name", "match", "except", "action", ...}]}`, conditions as in rules.yaml."""
+    """A document `{"rules": [{"name", "match", "except", "action", ...}]}` with conditions as in rules.yaml."""
     report.taken += len(rows)
     rules = [
         {

@@ -1,4 +1,4 @@
-"""A plain list, one entry per line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
+"""Imports and exports plain lists of addresses, networks, ranges, names, mail addresses and expressions, one per line.
 
 Comments begin with `#`, `;` or `//`. After an address a line may have more words or fields: many lists add a date, a
 country or a reason.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from policyd.core.ruleset import Verb
 from policyd.exchange.lists.expressions import Expressions
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
-from policyd.exchange.network_sets import network_texts, rejected
+from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import SUFFIX_CONDITIONS, address_range, literal, looks_like_address, network_text, term
 
@@ -99,15 +99,15 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A list of the rejected entries of one condition, one per line, with the fewest networks."""
+    """A list of the entries of one condition that rules reject, one per line; networks are merged to the fewest."""
     return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
 
 
 def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
     """The entries of one condition that rules reject. Reports rules that a list cannot express."""
-    condition = options.condition or _usual_condition(rows)
+    condition = options.condition or _default_condition(rows)
     if condition == "cidr":
-        return network_texts(rejected(rows, report, deferred=options.deferred))
+        return network_texts(rejected_addresses(rows, report, deferred=options.deferred))
     found: dict[str, None] = {}
     for row in rows:
         if row.verdict.verb is Verb.DUNNO:
@@ -122,7 +122,10 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
     return list(found)
 
 
-def _usual_condition(rows: Sequence[Row]) -> str:
-    """`cidr` if a blocking row has this condition, otherwise the condition of the first blocking row."""
+def _default_condition(rows: Sequence[Row]) -> str:
+    """`cidr` if it is the first condition of a blocking row, or if no row blocks.
+
+    Otherwise the first condition of the first blocking row.
+    """
     conditions = [term.condition for row in rows if row.verdict.verb is not Verb.DUNNO for term in row.match[:1]]
     return "cidr" if "cidr" in conditions or not conditions else conditions[0]

@@ -1,7 +1,7 @@
-"""rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
+"""Imports and exports rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps).
 
 The option `attribute` is the attribute that is looked up in a map. Values after the keys, such as scores, are left out,
-because rules have no scores.
+because rules have no scores; a key with a negative score is lost.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _glob(pattern: str) -> str:
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A map of one kind: networks, names, or expressions between slashes."""
+    """A map of one kind: networks, names, mail addresses, or expressions between slashes."""
     lines = [f"# {options.heading}"]
     for entry in plain.entries(rows, report, options):
         condition = options.condition or ""

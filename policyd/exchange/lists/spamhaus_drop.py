@@ -1,8 +1,8 @@
-"""Spamhaus' DROP lists, import: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
+"""Imports Spamhaus' DROP lists: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
 
-JSON ends with a record about the list, which has the number of its records. A file without this record, or with another
-number of records, is incomplete. A text whose last line has no end is incomplete, too. Networks that overlap are all
-kept.
+JSON ends with a record about the list, which may give the number of the other records. A file without this record, or
+with another number of records, is incomplete. A text that ends in the middle of an entry's line is incomplete, too.
+Networks that overlap are all kept.
 
 https://www.spamhaus.org/blocklists/do-not-route-or-peer/
 """

@@ -1,9 +1,9 @@
 """Imports saved answers of whois servers (RIPE, APNIC, AFRINIC, LACNIC, ARIN, JPNIC, KRNIC, TWNIC), rwhois and RDAP
 (RFC 9083), and JPNIC's list of a contact's networks (`[Referred From] NET/...`).
 
-One file is one answer, which often has several blocks: the block itself and the blocks around it. The narrowest blocks
-are taken. A block around another is reported, so that a whole provider is not blocked for one of its customers. A block
-that belongs to a registry is reported as well. Ranges become the fewest networks.
+One file is one answer, which often has several blocks of addresses, one inside another. The narrowest blocks are taken.
+A block around another is reported, so that a whole provider is not blocked for one of its customers. A block that
+belongs to a registry is reported as well. Ranges become the fewest networks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import netaddr
+
 from policyd.exchange.json_document import json_document
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError, shown
-from policyd.exchange.values import address_range, fewest, network, network_text
+from policyd.exchange.network_sets import network_texts
+from policyd.exchange.values import address_range, network, network_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    import netaddr
 
     from policyd.exchange.model import Line, Report
 
@@ -88,8 +89,9 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     taken = [block for block in found if not _is_around(block, found, report)]
     report.taken += len(taken)
     networks = [network for registration in taken for network in registration.networks]
+    merged = network_texts(netaddr.IPSet(networks))
     # After merging, a network may come from several lines, so all entries have the line of the first block.
-    return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in fewest(networks)])
+    return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in merged])
 
 
 class _Answer:
@@ -98,7 +100,7 @@ class _Answer:
     def __init__(self, report: Report) -> None:
         self.blocks: dict[tuple[int, int, int], _Registration] = {}
         self._report = report
-        self._object: list[_Registration] = []  # blocks to which the lines below belong
+        self._object: list[_Registration] = []  # the blocks that the next attributes are about
         self._is_arin = False
         self._refer = ""  # the server that IANA names for the next block
 
@@ -116,7 +118,7 @@ class _Answer:
         elif (attribute := _ATTRIBUTE.fullmatch(line.text)) is not None:
             self._take_attribute(line, attribute["name"].lower(), attribute["value"].strip())
         elif not line.text.strip() and not self._is_arin:
-            self._object = []  # an empty line ends an object; in ARIN's answers the owner follows
+            self._object = []  # an empty line ends an object; in ARIN's answers the owner follows it
         return False
 
     def _take_attribute(self, line: Line, name: str, value: str) -> None:
@@ -210,6 +212,7 @@ def _of_rdap(line: Line, record: dict[str, Any]) -> _Registration:
 
 
 def _is_around(outer: _Registration, found: list[_Registration], report: Report) -> bool:
+    """Whether a block lies around another one; if so, reports the outer block."""
     for other in found:
         if other is outer or other.version != outer.version or (other.announced and not outer.announced):
             continue

@@ -1,1 +1,1 @@
-"""Postfix's cidr, pcre and regexp tables, and postfwd rules."""
+"""Imports Postfix's cidr:, pcre: and regexp: tables, DNS lists of main.cf and postfwd's rules; exports cidr: tables."""

@@ -1,4 +1,4 @@
-"""Postfix's cidr: tables (cidr_table(5)), import and export; postscreen's access list has the same form.
+"""Imports and exports Postfix's cidr: tables (cidr_table(5)); postscreen's access list has the same form.
 
 The first line that matches decides, as in a ruleset. `if` and `!` become exceptions of the rule, or a narrower network.
 """
@@ -28,7 +28,7 @@ _LINE = re.compile(
 
 
 class _If(NamedTuple):
-    """An open `if`: the addresses that enter it, or None if its pattern could not be read."""
+    """An open `if`: the addresses that enter it, or None if this `if` or one around it was lost."""
 
     line: Line
     block: Block | None
@@ -91,7 +91,7 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
 def _narrow(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
     if not negated:
         return block.within(pattern)
-    # A pattern never matches the other version, negated or not (`cidr_match.c`).
+    # A pattern never matches an address of the other IP version, negated or not (`cidr_match.c`).
     return block.within(EVERYTHING[pattern.version]).without(pattern)
 
 

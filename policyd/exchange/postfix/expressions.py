@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _OPENING = re.compile(r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<delimiter>[^\sa-zA-Z0-9])", re.IGNORECASE)
 _SUBSTITUTION = re.compile(r"\$(?:(?P<dollar>\$)|\d+|\{\d+\}|\(\d+\))")
 
-# Digits of a group number; no expression has 10,000 groups.
+# Maximum digits of a group number; no expression has 10,000 groups.
 _DIGITS = 4
 
 # A domain, spelled out and anchored: `@example\.com$`, `\.example\.com$`, `(^|\.)example\.com$`.
@@ -49,7 +49,7 @@ class _Expression(NamedTuple):
 
 
 class _If(NamedTuple):
-    """An open `if`: its line and its expression, or None if the expression could not be read."""
+    """An open `if`: its line and its expression, or None if the `if` was lost."""
 
     line: Line
     expression: _Expression | None
@@ -111,7 +111,7 @@ def read(
     # Two lookups in one file: a client that one lookup lets through must still pass the other.
     of_senders, unused = exemptions_as_exceptions(rows["sender"])
     for row in unused:
-        report.lose(row.line, "no line below it blocks a sender, so that there is nothing to exempt from")
+        report.lose(row.line, "no line below it blocks a sender, so there is nothing to exempt from")
         report.taken -= 1
     return Imported(rows=of_senders + of_clients)
 
@@ -189,7 +189,10 @@ class _Maker:
         self._questions = Questions()
 
     def rows(self, line: Line, expressions: list[_Expression], verdict: Verdict) -> list[tuple[str, Row]]:
-        """The rows of a line, each with the lookup that it is for: `sender`, `name` or `address`."""
+        """The rows of a line, each with its lookup: `sender`, `address` or `name`.
+
+        The lookups of HELO names and recipients also count as `name`.
+        """
         self._questions.begin_line()
         try:
             return self._rows(line, expressions, verdict)
@@ -262,7 +265,7 @@ def _single_term(subject: str, pattern: str) -> tuple[Term, ...]:
 def _two_terms(subject: str, first: str, other: str, verdict: Verdict) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
     """Two expressions on one attribute as terms and exceptions.
 
-    One of them must be a domain. Any two expressions are possible if the row blocks host names.
+    One of them must be a domain, unless the row blocks clients by their host names.
     """
     condition = {"hostname": "hostname_suffix", "helo_name": "helo_name_suffix"}.get(subject, f"{subject}_domain")
     if condition in CONDITIONS:

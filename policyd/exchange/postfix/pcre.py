@@ -1,4 +1,4 @@
-"""Postfix's pcre: tables (pcre_table(5)), import: Perl's expressions."""
+"""Imports Postfix's pcre: tables (pcre_table(5)), which have Perl's expressions."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""DNS lists of a saved `postconf -n` (postconf(5)), import.
+"""Imports the DNS lists of a saved `postconf -n` (postconf(5)).
 
 Reads `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
 
-A restriction list is read from left to right; a `permit_*` exempts from the restrictions after it in the same list, so
-it becomes an exception of their rules. Everything else in the file is ignored.
+A restriction list is read from left to right. The lists of `permit_dnswl_client` and `permit_rhswl_client` exempt from
+the restrictions after them in the same list, so they become exceptions of these restrictions' rules. Everything else in
+the file is ignored.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _TEXT = "{client_address} is listed by {list} ({id})"
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """Reads the settings, and makes a rule of each use of a DNS list."""
+    """The rules for the settings that refuse mail by DNS lists, and the definitions of these lists."""
     settings = {name: (line, value) for line, name, value in _settings(lines)}
     return _Reader(settings, report).read()
 
@@ -219,7 +220,7 @@ class _Reader:
                 self.report.lose(line, f"postscreen_dnsbl_sites {_without_key(word)}: {problem}")
                 return
             sites.append(_Site(name, int(found["weight"] or 1)))
-        threshold = int(self._number("postscreen_dnsbl_threshold", 1))
+        threshold = self._number("postscreen_dnsbl_threshold", 1)
         _, action = self.settings.get("postscreen_dnsbl_action", (line, ""))
         observed = action.strip() not in {"enforce", "drop"}
         if observed:
@@ -228,14 +229,14 @@ class _Reader:
             exempting = [site.name for site in sites if site.weight < 0]
             self._add_rule(line, names, exempting, observed=observed, at_least=at_least)
 
-    def _number(self, name: str, default: int) -> str:
+    def _number(self, name: str, default: int) -> int:
         value = self.settings[name][1].strip() if name in self.settings else ""
-        return value if re.fullmatch(r"[0-9]{1,6}", value) else str(default)
+        return int(value) if re.fullmatch(r"[0-9]{1,6}", value) else default
 
     def _equivalent_rules(self, line: Line, sites: list[_Site], threshold: int) -> list[tuple[tuple[str, ...], int]]:
-        """The rules equivalent to the weights: lists, and the number of them that must match.
+        """The rules equivalent to the weights: for each rule, its lists and the number of them that must match.
 
-        Returns an empty list if rules cannot express the weights, which is reported.
+        If rules cannot express the weights, reports this and returns no rules.
         """
         positive = [site for site in sites if site.weight > 0]
         exempting = [site for site in sites if site.weight < 0]

@@ -1,4 +1,4 @@
-"""postfwd's rulesets (postfwd(1)), import.
+"""Imports postfwd's rulesets (postfwd(1)).
 
 As in policyd, rules are tried from the top, and the first rule whose items all match decides. If an item is given
 several times, one match is enough; `!!` and `!=` negate. Expressions are Perl's, unanchored and case-insensitive.
@@ -34,7 +34,7 @@ _EXPANSIONS = 100
 # Maximum characters of a rule, also after its macros are expanded.
 _MAX_RULE = 1 << 18
 
-# Items that postfwd computes itself, with the reason why they are not supported.
+# Items that postfwd computes itself and that are not supported, with the subject of each for the message.
 _COMPUTED = {
     "date": "a date; a rule can only expire, and holds on every day until then",
     "time": "the time of day",
@@ -190,7 +190,7 @@ def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
 
 
 def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
-    """Adds one alternative of an item. In postfwd one true alternative is enough, also if it is negated."""
+    """Adds one alternative of an item. In postfwd one true alternative is enough, even if it is negated."""
     name, operator, value = item
     negation = value.startswith("!!")
     if negation:  # `!!x` or `!!(x)`

@@ -1,4 +1,4 @@
-"""Postfix's regexp: tables (regexp_table(5)), import: POSIX expressions."""
+"""Imports Postfix's regexp: tables (regexp_table(5)), which have POSIX expressions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines and right-hand sides (access(5)) of all of Postfix's tables.
+"""Reads the parts that all of Postfix's tables share: lines, `if` and `endif`, and right-hand sides (access(5)).
 
 The file for each type of table reads the patterns, and decides their order.
 """
@@ -73,7 +73,7 @@ def check_nesting(open_ifs: list[Any]) -> None:
 
 
 def close_if(open_ifs: list[Any]) -> None:
-    """Closes the last `if`. Raises `SkippedError` if no `if` is open."""
+    """Closes the innermost `if`. Raises `SkippedError` if no `if` is open."""
     if not open_ifs:
         raise SkippedError("an endif without its if; Postfix skips it")
     open_ifs.pop()
@@ -120,7 +120,7 @@ def parse_verdict(result: str, line: Line, report: Report) -> Verdict:
 
 
 def lets_through(result: str, line: Line) -> bool:
-    """Whether a right-hand side exempts mail from the lines below."""
+    """Whether a right-hand side exempts mail from the lines below, or may do so, such as an unsupported restriction."""
     try:
         return parse_verdict(result, line, Report()).verb is Verb.DUNNO
     except UnsupportedError as error:

@@ -48,7 +48,7 @@ def blocked_addresses(rows: Iterable[Row]) -> netaddr.IPSet:
 
 
 def _blocked_ranges(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
-    """Yields the blocked ranges: from one border of a network to the next, the first group with these addresses decides.
+    """Yields the blocked ranges: between two borders of networks, the first group that has these addresses decides.
 
     Subtracting the sets of 10,000 groups from each other would take a minute.
     """

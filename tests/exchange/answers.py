@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TODAY = datetime.date(2026, 11, 21)
 
-# Right-hand sides of Postfix's tables, of each kind (access(5)).
+# Some right-hand sides of Postfix's tables (access(5)); an import supports all of them.
 ACTIONS = [
     "OK",
     "DUNNO",
@@ -71,12 +71,12 @@ def import_text(format_name: str, text: str, options: ImportOptions | None = Non
 
 
 def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
-    """The rules that `policyd import` makes of this text, loaded."""
+    """The loaded rules that `policyd import` makes from this text."""
     return ruleset(import_text(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
 
 
 def load_text(text: str) -> Loaded:
-    """Loads a rules file with this text. Raises ConfigErrors."""
+    """Loads a rules file with this text. Raises `ConfigErrors`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rules.yaml"
         path.write_text(text, encoding="utf-8", newline="")
@@ -84,7 +84,7 @@ def load_text(text: str) -> Loaded:
 
 
 def ruleset(text: str) -> Ruleset:
-    """A ruleset of this text. Raises ConfigErrors."""
+    """The ruleset of a rules file with this text. Raises `ConfigErrors`."""
     return load_text(text).ruleset
 
 
@@ -116,7 +116,7 @@ def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
         path.write_text(text, encoding="utf-8", newline="")
-        os.utime(path, (0, 0))  # Postfix reads a texthash: table again until it is older than a second
+        os.utime(path, (0, 0))  # Postfix reads a texthash: table again if the file is less than a second old
         ran = subprocess.run(
             ["postmap", "-q", "-", f"{table_type}:{path}"],
             input="".join(f"{key}\n" for key in dict.fromkeys(keys)),

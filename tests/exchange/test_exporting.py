@@ -320,7 +320,7 @@ def test_csv_and_json_contain_each_rule_in_full() -> None:
     assert by_name["ending"]["expires"] == "2027-01-01"
 
 
-# --- Losses -----------------------------------------------------------------------------------------------------------
+# --- Losses, notes and lists ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_each_rule_that_cannot_be_exported_is_reported_with_its_line(name: str, 
     assert all(loss.line.number == places[loss.line.text] for loss in report.losses)
 
 
-def test_networks_are_merged_to_the_fewest_without_exemptions() -> None:
+def test_networks_are_merged_and_exempted_addresses_are_left_out() -> None:
     rules = [rule("cidr", ["192.0.2.6"], [], "DUNNO"), rule("cidr", ["192.0.2.0/30", "192.0.2.4/30"], [], "REJECT")]
     assert export_text("plain", rules_file(rules))[0].splitlines()[1:] == ["192.0.2.0/30", "192.0.2.4/31", "192.0.2.7"]
 
@@ -416,6 +416,24 @@ def test_networks_that_an_access_table_cannot_express_are_reported() -> None:
     ]
 
 
+def test_counters_and_greylisting_are_reported_as_lost() -> None:
+    rules = """
+counters: {often: {count: requests, per: client_address, within: 1h}}
+rules:
+  - {name: often, match: {counter: often > 5, cidr: 192.0.2.0/24}, action: DEFER}
+  - {name: grey, match: {cidr: 198.51.100.0/24}, action: GREYLIST}
+  - {name: kept, match: {cidr: 203.0.113.0/24}, action: REJECT}
+"""
+    for name in ("plain", "csv", "json", "nftables"):
+        text, report = export(name, load_text(rules), ExportOptions(), TODAY)
+        assert "203.0.113.0/24" in text
+        assert "192.0.2.0/24" not in text
+        assert "198.51.100.0/24" not in text
+        lost = [f"{loss.line.text} {loss.reason}" for loss in report.losses]
+        assert any("rule often" in text and "uses counter" in text for text in lost)
+        assert any("rule grey" in text and "uses GREYLIST" in text for text in lost)
+
+
 # --- Real programs ----------------------------------------------------------------------------------------------------
 
 
@@ -484,21 +502,3 @@ def test_postfix_reads_the_table_without_a_warning(name: str, tmp_path: Path) ->
     else:
         ran = run("postmap", "-q", "192.0.2.1", f"cidr:{path}")
     assert ran.stderr == ""
-
-
-def test_counters_and_greylisting_are_reported_as_lost() -> None:
-    rules = """
-counters: {often: {count: requests, per: client_address, within: 1h}}
-rules:
-  - {name: often, match: {counter: often > 5, cidr: 192.0.2.0/24}, action: DEFER}
-  - {name: grey, match: {cidr: 198.51.100.0/24}, action: GREYLIST}
-  - {name: kept, match: {cidr: 203.0.113.0/24}, action: REJECT}
-"""
-    for name in ("plain", "csv", "json", "nftables"):
-        text, report = export(name, load_text(rules), ExportOptions(), TODAY)
-        assert "203.0.113.0/24" in text
-        assert "192.0.2.0/24" not in text
-        assert "198.51.100.0/24" not in text
-        lost = [f"{loss.line.text} {loss.reason}" for loss in report.losses]
-        assert any("rule often" in text and "uses counter" in text for text in lost)
-        assert any("rule grey" in text and "uses GREYLIST" in text for text in lost)

@@ -15,7 +15,7 @@ from tests.exchange.answers import import_text, ruleset
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A sample file for each format. The fuzz test mixes their lines.
+# A sample file for each format. `lines` mixes the lines of all samples.
 SAMPLES = {
     "plain": "192.0.2.0/24\n198.51.100.1 - 198.51.100.9\nb.example\n*.c.example\na@b.example\n# c\n",
     "postfix-access": "b.example REJECT\n.c.example OK\n192.0.2 550 5.7.1 no\n2001:db8 DEFER x\na@b.example HOLD\n",

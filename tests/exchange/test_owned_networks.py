@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from policyd.config.load import load
 from policyd.exchange.exporting import export
 from policyd.exchange.model import ExportOptions
+from tests.exchange.answers import TODAY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,13 @@ SYSTEMS = """192.0.2.0,192.0.2.127,64500,Example
 COUNTRIES = "192.0.2.0,192.0.2.255,JP,Japan\n203.0.113.0,203.0.113.127,DE,Germany\n"
 
 
-def export_text(folder: Path, rules: str, name: str = "plain") -> tuple[list[str], list[str]]:
+def export_cidr_table(folder: Path, rules: str) -> tuple[list[str], list[str]]:
+    """Exports the rules as a table for Postfix. Returns the lines of the table, and the losses."""
     (folder / "asn.csv").write_text(SYSTEMS)
     (folder / "country.csv").write_text(COUNTRIES)
     (folder / "rules.yaml").write_text("databases: {asn: asn.csv, country: country.csv}\n" + rules)
     loaded = load(None, str(folder / "rules.yaml"))
-    text, report = export(name, loaded, ExportOptions(), datetime.date(2026, 11, 29))
+    text, report = export("postfix-cidr", loaded, ExportOptions(), TODAY)
     return [line for line in text.splitlines() if not line.startswith("#")], [str(line) for line in report.losses]
 
 
@@ -43,6 +44,6 @@ def export_text(folder: Path, rules: str, name: str = "plain") -> tuple[list[str
 )
 def test_an_owner_is_exported_as_its_merged_networks(tmp_path: Path, match: str, want: list[str]) -> None:
     rules = f"lists: {{more: [64502]}}\nrules:\n  - {{name: r, match: {match}, action: REJECT}}\n"
-    lines, lost = export_text(tmp_path, rules, "postfix-cidr")
+    lines, lost = export_cidr_table(tmp_path, rules)
     assert [line.split()[0] for line in lines if "REJECT" in line] == want
     assert lost == []

@@ -95,7 +95,7 @@ def test_no_rows_give_an_empty_ruleset() -> None:
 
 def test_names_are_unique_even_if_thousands_of_rules_have_the_same_name() -> None:
     names = Names("t", taken=["spam-3"])
-    made = [names.next("spam") for _ in range(50_000)]  # minutes if each name is compared with all before it
+    made = [names.next("spam") for _ in range(50_000)]  # takes minutes if each name is compared with all before it
     assert made[:4] == ["spam", "spam-2", "spam-4", "spam-5"]
     assert len({*made}) == len(made)
     assert names.next("default") == "default-2"

@@ -48,5 +48,5 @@ def test_an_ipv6_range_becomes_the_fewest_networks_up_to_64(first: ipaddress.IPv
         ("a:x", False),
     ],
 )
-def test_words_that_look_like_addresses(text: str, *, wanted: bool) -> None:
+def test_words_that_look_like_addresses_are_recognised(text: str, *, wanted: bool) -> None:
     assert looks_like_address(text) == wanted

@@ -241,7 +241,8 @@ def _until_next_option(words: list[str], place: int) -> int:
 
 _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
 
-# Conditions that a new connection can meet, each with a test of its argument, and the reason to report if the test fails.
+# Conditions that a new connection can meet. Each has a test of its argument, and the reason to report if the test
+# fails.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     **dict.fromkeys(
         ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")

@@ -84,7 +84,7 @@ def test_helo_names_get_the_answers_of_postfix(entries: dict[str, str]) -> None:
 
 @settings(max_examples=examples(50), deadline=None)
 @given(tables([*NAMES[:-1], *(f".{name}" for name in NAMES[:-1])]))
-def test_dotted_keys_cover_only_the_names_under_them(entries: dict[str, str]) -> None:
+def test_with_dotted_keys_names_get_the_answers_of_postfix(entries: dict[str, str]) -> None:
     require("postmap")
     table = table_of(entries)
     rules = rules_of("postfix-access", table, dotted=True)
@@ -120,6 +120,7 @@ def test_nested_keys_of_two_verdicts_become_two_rules() -> None:
         ("a@b.example REJECT", {"attribute": "client"}, "never uses a mail address"),
         ("198.51.100.2 REJECT again", {}, "the same key as in line 1"),
         ("@b.example REJECT", {"attribute": "sender"}, "no local part"),
+        ("192.0.2.1 REJECT", {"attribute": "sender"}, "supported only in a table for clients"),
         ('"half quoted REJECT', {}, "begins with a quote"),
     ],
 )
@@ -140,8 +141,8 @@ def test_a_lost_line_leaves_no_note() -> None:
 def test_senders_among_clients_are_a_separate_table() -> None:
     table = "192.0.2.1 OK\nspam@b.example REJECT 5.7.1 spam\nspam@c.example OK\nspam@ REJECT 5.7.1 any\n"
     rules = rules_of("postfix-access", table)
-    # A client that the table of clients lets through can still be refused for its sender, as by two restrictions in
-    # main.cf.
+    # A client that the table of clients lets through can still be refused because of the sender, as if main.cf had a
+    # restriction for each table.
     assert answer(rules, Mail("192.0.2.1", sender="spam@b.example")) == "REJECT 5.7.1 spam"
     assert answer(rules, Mail("192.0.2.1", sender="spam@c.example")) == "DUNNO"
     assert answer(rules, Mail(sender="spam@d.example")) == "REJECT 5.7.1 any"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TIMEOUT = 1.0
 
 _LISTEN = """
-import socket, sys, time
+import socket, sys
 listeners = []
 for port in map(int, sys.argv[1].split(",")):
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=200)
@@ -34,7 +34,7 @@ sys.stdin.read()
 """
 
 _CONNECT = """
-import errno, json, select, socket, sys, time
+import json, select, socket, sys, time
 port, clients = int(sys.argv[1]), sys.argv[2].split(",")
 waiting, known = {}, {}
 for client in clients:

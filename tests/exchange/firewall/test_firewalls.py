@@ -120,9 +120,7 @@ def test_an_inet_table_also_decides_on_ipv6() -> None:
         ),
     ],
 )
-def test_every_line_that_does_not_decide_about_mail_is_reported(
-    format_name: str, text: str, lost: dict[int, str]
-) -> None:
+def test_every_line_that_is_not_imported_is_reported(format_name: str, text: str, lost: dict[int, str]) -> None:
     found = {loss.line.number: loss.reason for loss in import_text(format_name, text).report.losses}
     assert set(found) == set(lost)
     assert {number: reason in found[number] for number, reason in lost.items()} == dict.fromkeys(lost, True)
@@ -189,9 +187,9 @@ MANY_WAYS = "".join(f"-A c{number} -j c{number + 1}\n" * 8 for number in range(1
     ],
     ids=["loop", "many paths"],
 )
-def test_endless_chains_are_reported(text: str) -> None:
+def test_chains_with_a_loop_or_too_many_paths_are_reported(text: str) -> None:
     result = import_text("iptables-save", text)
-    assert any("deep" in loss.reason or "paths" in loss.reason for loss in result.report.losses)
+    assert any("deep" in loss.reason or "steps" in loss.reason for loss in result.report.losses)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +228,7 @@ def test_reading_a_set_for_many_lines_is_limited() -> None:
     )
     report = import_text("nft", text + "ip saddr @s drop\n" * 100 + "}\n}\n").report
     assert 20 <= report.taken < 25
-    assert [loss.reason for loss in report.losses] == ["the chains have more than 83,000 paths through them"] * (
+    assert [loss.reason for loss in report.losses] == ["it takes more than 83,000 steps to follow the chains"] * (
         100 - report.taken
     )
 
@@ -275,7 +273,7 @@ WG0 = {
 
 
 @pytest.mark.parametrize("format_name", WG0)
-def test_lines_about_an_interface_are_lost_without_the_option(format_name: str) -> None:
+def test_an_exemption_for_an_interface_is_lost_without_the_option(format_name: str) -> None:
     text = WG0[format_name]
     assert answer(rules_of(format_name, text), Mail("203.0.113.5")) == "REJECT"
     result = import_text(format_name, text)

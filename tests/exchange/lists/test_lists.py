@@ -78,7 +78,7 @@ def test_plain_names_are_compared_with_the_attribute(attribute: str | None, want
     [
         ("192.0.2.010", "is not an address"),
         ("192.0.2.9-192.0.2.1", "it begins after its end"),
-        ("192.0.2.1-2001:db8::1", "it begins after its end"),
+        ("192.0.2.1-2001:db8::1", "one end is IPv4, the other IPv6"),
         ("two words", "an entry is a single word"),
         ("not_a_name!", "is not a host name"),
         ("300.1.1.1", "is not an address"),
@@ -125,7 +125,16 @@ def test_a_list_made_from_a_table_has_the_networks_that_it_blocks() -> None:
         ("/^mx[0-9]+\\.example\\.com$/\n/ab+c/i # c\n", [r"^mx[0-9]+\.example\.com$", "ab+c"]),
         ("abuse@\npostmaster@\n", ["^abuse@", "^postmaster@"]),
     ],
-    ids=["names", "more names", "octets", "reasons", "quoted reasons", "host bits", "expressions", "local parts"],
+    ids=[
+        "names that begin with digits",
+        "names that begin like addresses",
+        "octets",
+        "reasons",
+        "quoted reasons",
+        "host bits",
+        "expressions",
+        "local parts",
+    ],
 )
 def test_a_plain_list_has_entries_in_several_forms(text: str, wanted: list[str]) -> None:
     assert entries("plain", text) == wanted
@@ -141,14 +150,37 @@ def test_a_list_of_several_kinds_becomes_rules_so_that_nothing_is_lost() -> None
     assert "--as list --condition NAME" in result.report.notes[0].reason
 
 
-def test_names_that_begin_with_digits_are_names_in_an_rspamd_map() -> None:
-    text = "192-0-2-7.dyn.example.net 5\n1-800-example.com\n"
-    assert entries("rspamd-map", text) == ["192-0-2-7.dyn.example.net", "1-800-example.com"]
+def test_mechanisms_of_spf_are_imported_as_networks() -> None:
+    assert entries("plain", "ip4:192.0.2.0/24\nip6:2001:db8::/32\n+ip4:198.51.100.7\n") == [
+        "192.0.2.0/24",
+        "2001:db8::/32",
+        "198.51.100.7",
+    ]
 
 
-def test_a_negative_score_is_reported_as_a_lost_exemption() -> None:
-    result = import_text("rspamd-map", "mail.example.com -3\nb.example 4\n")
-    assert result.lost_exemptions == 1
+def test_the_report_shortens_a_long_line() -> None:
+    report = import_text("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
+    assert [len(message) < 600 for message in report.messages()] == [True, True]
+
+
+@pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
+def test_expressions_that_cannot_match_a_client_are_for_senders_or_reported(format_name: str) -> None:
+    text = "/^mail\\.b\\.example$/i\n/viagra\\s/i\n/news@b\\.example/i\n/^Subject: win/i\n/\u914d\u9054/i\n"
+    result = import_text(format_name, text)
+    assert [rule.match for rule in result.rules] == [
+        {"hostname_regex": (r"^mail\.b\.example$",)},
+        {"sender_regex": (r"news@b\.example",)},
+    ]
+    assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
+    assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
+    assert {note.reason.partition(",")[0].partition(";")[0] for note in result.report.notes} >= {
+        "read as host names of clients",
+        "only a mail address can match it",
+    }
+    found = import_text(format_name, text, ImportOptions(attribute="sender"))
+    assert [loss.line.number for loss in found.report.losses] == [1, 2, 4, 5]
+    hidden = losses(format_name, "192.0.2.1\n/a\u200db/i\n")
+    assert hidden == [(2, "it has an invisible character (U+200D)")]
 
 
 # --- spamhaus-drop ----------------------------------------------------------------------------------------------------
@@ -406,12 +438,22 @@ def test_a_truncated_rdap_answer_is_refused() -> None:
         import_text("whois", json.dumps(RDAP)[:-20])
 
 
+@pytest.mark.slow
+def test_at_most_2000_blocks_of_a_whois_file_are_imported() -> None:
+    blocks = [
+        f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
+    ]
+    result = import_text("whois", "\n".join(blocks) + "\n")
+    assert len(result.entries) == 2000
+    assert [loss.line.number for loss in result.report.losses] == [2001, 2002]
+
+
 # --- postgrey ---------------------------------------------------------------------------------------------------------
 
 
 def test_postgreys_clients_are_exempted() -> None:
     names = "# head\nb.example\n192-0-2-7.example # why\n/^mx\\d+\\.c\\.example$/\n"
-    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"  # postgrey reads two octets as a /24 network
+    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"
     result = import_text("postgrey", text)
     assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
         ({"hostname_suffix": ("b.example", "192-0-2-7.example")}, "DUNNO"),
@@ -425,10 +467,8 @@ def test_postgreys_clients_are_exempted() -> None:
 def test_postgreys_recipients_are_exempted_with_their_extensions() -> None:
     text = "# recipients\npostmaster@\na@b.example\nc.example\n/^list-.*@d\\.example$/\n"
     expressions = (r"^postmaster(\+[^@]+)?@", r"^a(\+[^@]+)?@b\.example$", r"^list-.*@d\.example$")
-    for options in (
-        ImportOptions(attribute="recipient"),
-        ImportOptions(),
-    ):  # without the option, `@` in an entry means recipients
+    # Without the option `attribute`, an entry with `@` shows that the list is for recipients.
+    for options in (ImportOptions(attribute="recipient"), ImportOptions()):
         result = import_text("postgrey", text, options)
         assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
             ({"recipient_regex": expressions}, "DUNNO"),
@@ -436,26 +476,6 @@ def test_postgreys_recipients_are_exempted_with_their_extensions() -> None:
         ]
         assert result.report.taken == 4
         assert any(note.reason.startswith("mail to these recipients passes") for note in result.report.notes)
-
-
-@pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
-def test_expressions_that_cannot_match_a_client_are_for_senders_or_reported(format_name: str) -> None:
-    text = "/^mail\\.b\\.example$/i\n/viagra\\s/i\n/news@b\\.example/i\n/^Subject: win/i\n/\u914d\u9054/i\n"
-    result = import_text(format_name, text)
-    assert [rule.match for rule in result.rules] == [
-        {"hostname_regex": (r"^mail\.b\.example$",)},
-        {"sender_regex": (r"news@b\.example",)},
-    ]
-    assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
-    assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
-    assert {note.reason.partition(",")[0].partition(";")[0] for note in result.report.notes} >= {
-        "read as host names of clients",
-        "only a mail address can match it",
-    }
-    found = import_text(format_name, text, ImportOptions(attribute="sender"))
-    assert [loss.line.number for loss in found.report.losses] == [1, 2, 4, 5]
-    hidden = losses(format_name, "192.0.2.1\n/a\u200db/i\n")
-    assert hidden == [(2, "it has an invisible character (U+200D)")]
 
 
 # --- rspamd-map -------------------------------------------------------------------------------------------------------
@@ -505,33 +525,20 @@ def test_unsupported_keys_of_an_rspamd_map_are_reported(line: str, reason: str) 
     assert reason in found
 
 
+def test_names_that_begin_with_digits_are_names_in_an_rspamd_map() -> None:
+    text = "192-0-2-7.dyn.example.net 5\n1-800-example.com\n"
+    assert entries("rspamd-map", text) == ["192-0-2-7.dyn.example.net", "1-800-example.com"]
+
+
+def test_a_negative_score_is_reported_as_a_lost_exemption() -> None:
+    result = import_text("rspamd-map", "mail.example.com -3\nb.example 4\n")
+    assert result.lost_exemptions == 1
+
+
 def test_an_expression_that_a_list_file_reads_as_a_comment_is_reported() -> None:
     result = import_text("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
     assert [term.value for term in result.entries] == ["c"]
     assert [loss.line.number for loss in result.report.losses] == [1, 3]
-
-
-def test_the_report_shortens_a_long_line() -> None:
-    report = import_text("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
-    assert [len(message) < 600 for message in report.messages()] == [True, True]
-
-
-@pytest.mark.slow
-def test_at_most_2000_blocks_of_a_whois_file_are_imported() -> None:
-    blocks = [
-        f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
-    ]
-    result = import_text("whois", "\n".join(blocks) + "\n")
-    assert len(result.entries) == 2000
-    assert [loss.line.number for loss in result.report.losses] == [2001, 2002]
-
-
-def test_mechanisms_of_spf_are_imported_as_networks() -> None:
-    assert entries("plain", "ip4:192.0.2.0/24\nip6:2001:db8::/32\n+ip4:198.51.100.7\n") == [
-        "192.0.2.0/24",
-        "2001:db8::/32",
-        "198.51.100.7",
-    ]
 
 
 def test_the_assumed_attribute_of_a_map_of_names_is_noted() -> None:

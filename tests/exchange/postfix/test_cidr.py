@@ -162,9 +162,9 @@ def test_text_after_an_exemption_is_ignored_as_in_postfix() -> None:
     ("table", "lost_exemptions"),
     [
         ("192.0.2.7 permit_mynetworks\n192.0.2.0/24 REJECT\n", 1),
-        ("192.0.2.0/24 REJECT\n198.51.100.7 my_class\n", 0),  # nothing below it
+        ("192.0.2.0/24 REJECT\n198.51.100.7 my_class\n", 0),  # no line below it blocks
         ("192.0.2.7 reject_unauth_destination\n192.0.2.0/24 REJECT\n", 0),
-        ("192.0.2.7/24 OK\n192.0.2.0/24 REJECT\n", 0),  # Postfix skips it as well
+        ("192.0.2.7/24 OK\n192.0.2.0/24 REJECT\n", 0),  # Postfix skips the first line as well
         ("if 192.0.2.1/24\n192.0.2.7 DUNNO\nendif\n192.0.2.0/24 REJECT\n", 1),
         ("192.0.2.7 my_class\n192.0.2.8 HOLD\n", 0),  # no line blocks
     ],

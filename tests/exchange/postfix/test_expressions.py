@@ -179,7 +179,7 @@ def test_lines_that_are_too_complex_to_analyse_are_noted_and_kept(monkeypatch: p
     assert answer(ruleset(limited.text), Mail(name="mail.example.com")) == "DUNNO"
 
 
-def test_the_null_sender_exempts_senders_only() -> None:
+def test_exemptions_of_senders_do_not_exempt_clients() -> None:
     table = "/^<>$/ OK\n/^a@/ OK\n/@b\\.example$/ REJECT\n/^mail/ REJECT\n"
     rules = rules_of("postfix-pcre", table)
     assert answer(rules, Mail(name="mail.example", sender="<>")) == "REJECT"
@@ -187,7 +187,7 @@ def test_the_null_sender_exempts_senders_only() -> None:
     assert answer(rules, Mail(sender="c@b.example")) == "REJECT"
 
 
-def test_lines_within_an_unsupported_if_are_lost() -> None:
+def test_lines_whose_ifs_a_rule_cannot_express_are_lost() -> None:
     table = "if /a/\n/b/ OK\nif /c/\n/d/ REJECT\nendif\nendif\n/x/ REJECT\n"
     result = import_text("postfix-pcre", table)
     assert [(loss.line.number, loss.exempts) for loss in result.report.losses] == [(2, True), (4, False)]
@@ -255,7 +255,7 @@ def test_substitutions_become_dots_with_a_note() -> None:
     ]
 
 
-def test_the_null_sender_is_a_separate_address() -> None:
+def test_an_expression_for_the_null_sender_becomes_the_condition_sender() -> None:
     result = import_text("postfix-pcre", "/^<>$/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender": ("<>",)}
     rules = rules_of("postfix-pcre", "/^<>$/ REJECT\n", attribute="sender")

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be exported. With `keeps_inactive`, it contains observed and expired rules, marked as such."""
+    """A format that can be exported.
+
+    With `keeps_inactive`, the output also has observed and expired rules, with their mode and date.
+    """
 
     write: Callable[[Sequence[Row], Report, ExportOptions], str]
     keeps_inactive: bool = False
@@ -61,7 +64,7 @@ def export(
 ) -> tuple[str, Report]:
     """Exports the rules or, if `lists` is not empty, the lists with these names, in the format `name`.
 
-    `today` is the date in UTC; rules that have expired by then are reported. Raises `NoSuchListError`.
+    `today` is the date in UTC, which decides whether a rule has expired. Raises `NoSuchListError`.
     """
     report = Report()
     path = loaded.rules_file.path

@@ -148,7 +148,7 @@ class UnsupportedError(Exception):
 
 
 class SkippedError(UnsupportedError):
-    """A line that its own system skips as well, or that never matches there."""
+    """A line that the other system skips as well, or that never matches there."""
 
 
 class IncompleteError(Exception):

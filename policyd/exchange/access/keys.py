@@ -1,4 +1,4 @@
-"""The keys that Postfix's access(5) tables and sendmail's access_db share: host names, octet prefixes, mail addresses.
+"""Reads the keys of Postfix's access(5) tables and sendmail's access_db: names, prefixes of addresses, mail addresses.
 
 `AccessTable` takes the lines for one lookup (of a client, a sender, ...) and returns them as rows, in an order in which
 the first matching row is the one that the lookup finds.
@@ -127,8 +127,8 @@ class AccessTable:
 def octet_network(key: str) -> netaddr.IPNetwork | None:
     """The network of an address, or of a prefix of octets (`192.0.2`) or, in IPv6, of pairs of octets (`2001:db8`).
 
-    Returns None for a key that does not look like one, such as a name. Raises `UnsupportedError` if the key looks like
-    one but its numbers are invalid (access(5), "HOST NAME/ADDRESS PATTERNS").
+    Returns None for a key of another form, such as a name. Raises `UnsupportedError` if the numbers in an address or
+    prefix are invalid (access(5), "HOST NAME/ADDRESS PATTERNS").
     """
     if _OCTETS.fullmatch(key):
         octets = key.removesuffix(".").split(".")

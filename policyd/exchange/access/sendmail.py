@@ -30,7 +30,7 @@ _LOOKUPS = {"connect": "client", "from": "sender", "to": "recipient"}
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The rows for recipients, senders and clients, each most specific first."""
+    """The rows for recipients, then for senders, then for clients; those of each lookup are most specific first."""
     tables = {
         attribute: AccessTable(attribute, leading_dot=_LEADING_DOT) for attribute in ("recipient", "sender", "client")
     }

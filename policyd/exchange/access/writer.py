@@ -32,7 +32,10 @@ _LOCAL_PART = re.compile(r"\^((?:[\w-]|\\[^\w])+)@")
 
 
 class Written(NamedTuple):
-    """A key of the table, and its answer. `row` is the rule that gives it, or None if the key is only an exception."""
+    """A key of the table, and its answer.
+
+    `row` is the rule that gives the answer, or None if the key is only an exception of rules.
+    """
 
     key: str
     verdict: Verdict

@@ -1,6 +1,7 @@
-"""The addresses that reach a line inside an `if` or a chain, or below another line: a network without other networks.
+"""The addresses that reach a line of a table or chain: a network without some of the networks in it.
 
-Two networks are nested or disjoint, so a condition `cidr` with exceptions can always express the result.
+The `if`s and jumps around the line and the lines above it reduce these addresses. Two networks are nested or disjoint,
+so a condition `cidr` with exceptions can always express the result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ NO_ADDRESS = "no address reaches it: the lines around or above it leave none"
 
 EVERYTHING = {4: netaddr.IPNetwork("0.0.0.0/0"), 6: netaddr.IPNetwork("::/0")}
 
-# Maximum number of excluded networks; each new network is compared with all of them.
+# Maximum number of excluded networks; `within` compares its network with all of them.
 _MAX_OUTSIDE = 1000
 
 

@@ -113,8 +113,8 @@ class Connection:
     def interface_condition(self, names: Iterable[str], *, negated: bool) -> str:
         """Returns "" if the connection meets a condition on interfaces, or a text if it may meet the condition.
 
-        The text is for a note; without the option `--interface`, the interface is not known. Raises `OtherTrafficError`
-        if the connection does not meet the condition.
+        The text names the condition; the connection's interface is unknown without the option `--interface`. Raises
+        `OtherTrafficError` if the connection does not meet the condition.
         """
         known = [*names]
         if set(known) == {"lo"}:

@@ -1,4 +1,4 @@
-"""ipset(8): imports the output of `ipset save` and `ipset list`, and exports a set for each IP version for `ipset
+"""Imports the output of `ipset save` and `ipset list` (ipset(8)), and exports two sets, for IPv4 and IPv6, for `ipset
 restore`.
 
 An import follows the commands in order, as `ipset restore` does: a later line may swap, rename, flush or destroy a set.

@@ -39,7 +39,8 @@ _NOT_DECIDING = frozenset(
 _BASES = ("raw PREROUTING", "mangle PREROUTING", "mangle INPUT", "filter INPUT", "security INPUT")
 _BUILT_IN = frozenset({"INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"})
 
-# Other known options, with the number of words of each: the option itself and its arguments.
+# Options without an argument to test, or with a test of their own, with the number of words of each: the option and its
+# arguments.
 _WORDS = {
     **dict.fromkeys(("-m", "--match", "--comment", "--reject-with"), 2),
     **dict.fromkeys(("-c", "--tcp-flags", "--match-set"), 3),

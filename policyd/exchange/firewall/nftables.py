@@ -1,4 +1,4 @@
-"""nftables: imports the output of `nft list ruleset` and `nft -j list ruleset`, and exports named sets for `nft -f`.
+"""Imports the output of `nft list ruleset` and `nft -j list ruleset` (nft(8)), and exports named sets for `nft -f`.
 
 The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
 its jumps. If no line of a chain becomes a row, the elements of the sets that no line uses become the entries of a list.
@@ -199,7 +199,7 @@ def _opens_block(words: list[_Word]) -> bool:
 
 
 class _Table:
-    """The chains of a table, by the names of table and chain, and its sets.
+    """The chains and sets of a table. The names of the chains begin with the name of the table.
 
     `bases` are the chains that receive incoming packets, each with its place in the kernel's order.
     """

@@ -1,4 +1,4 @@
-"""Lines, `if` and negation of Postfix's pcre: and regexp: tables (pcre_table(5), regexp_table(5)).
+"""Reads the lines, `if`s and negations of Postfix's pcre: and regexp: tables (pcre_table(5), regexp_table(5)).
 
 The first line that matches decides, as in a ruleset. A negated expression becomes the rule's exception. An `if` around
 a line is left out if the line's own expression implies it; otherwise it becomes a second condition, if possible.
@@ -243,7 +243,7 @@ class _Maker:
 def _row(line: Line, subject: str, needed: list[str], excluded: list[str], verdict: Verdict) -> Row:
     exceptions: tuple[Term, ...] = ()
     if not needed:
-        # Every value that no excluded pattern matches: Postfix has a name for each client, even if it is `unknown`.
+        # The row is for every value that no excluded pattern matches: each client has a name, even if it is `unknown`.
         match: tuple[Term, ...] = (term(f"{subject}_regex", ".*"),)
     elif len(needed) == 1:
         match = _single_term(subject, needed[0])

@@ -2,9 +2,9 @@
 
 Reads `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
 
-A restriction list is read from left to right. The lists of `permit_dnswl_client` and `permit_rhswl_client` exempt from
-the restrictions after them in the same list, so they become exceptions of these restrictions' rules. Everything else in
-the file is ignored.
+The restrictions of a setting are read from left to right. `permit_dnswl_client` and `permit_rhswl_client` exempt from
+the restrictions after them, so their DNS lists become exceptions of the rules for these restrictions. Everything else
+in the file is ignored, such as `permit_mynetworks`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Line, Report
 
-# The codes of a list without a filter: every usual answer except refusals.
+# The codes for a list that is used without a filter: every usual answer except refusals.
 ANY_CODE = "127.0.[0..255].[2..254]"
 
 _SETTING = re.compile(r"(?P<name>[a-z0-9_]+)\s*=\s*(?P<value>.*)")

@@ -111,7 +111,7 @@ def test_weights_become_at_least_if_that_is_equivalent(
         "a.example=127.0.0.300*2",
     ],
 )
-def test_weights_that_at_least_cannot_express_are_reported(sites: str) -> None:
+def test_sites_that_rules_cannot_express_are_reported(sites: str) -> None:
     text = f"postscreen_dnsbl_sites = {sites}\npostscreen_dnsbl_threshold = 3\n"
     text += "smtpd_client_restrictions = reject_rbl_client z.example=127.0.0.2\n"
     found, losses, _ = imported_rules(text)
@@ -119,7 +119,7 @@ def test_weights_that_at_least_cannot_express_are_reported(sites: str) -> None:
     assert len(losses) == 1
 
 
-def test_postscreen_that_ignores_its_lists_only_observes() -> None:
+def test_the_rules_only_observe_if_postscreen_ignores_its_lists() -> None:
     found, _, notes = imported_rules("postscreen_dnsbl_sites = a.example=127.0.0.2\n")
     assert found[0][4] is True
     assert any("only observe" in note for note in notes)

@@ -169,7 +169,7 @@ def _translate_posix(pattern: str) -> str:
         if quantifier:
             if after_quantifier:
                 raise UnsupportedError(
-                    "a quantifier after a quantifier, which means something else in RE2; use brackets"
+                    "a quantifier after a quantifier, which means something else in RE2; use parentheses"
                 )
             parts.append(quantifier[0])
             place = quantifier.end()

@@ -1,8 +1,8 @@
 """Converts the output of `nft -j list ruleset` (libnftables-json(5)) to the text that `nft list ruleset` would print.
 
 A part of a rule that this file cannot convert becomes an unknown word, so that the rule is reported. nft leaves
-`auto-merge` out of its JSON and writes a timeout below a second as 0; neither matters to an import. The number of a line
-is that of the object in the document's list.
+`auto-merge` out of its JSON and writes a timeout below a second as 0; neither matters to an import. The number of a
+line is that of the object in the document's list.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
         elif row.verdict.verb is not Verb.REJECT and not options.deferred:
             report.lose(row.line, f"{row.verdict.verb} is not a rejection (--deferred treats it as one)")
         elif row.exceptions or {term.condition for term in row.match} != {condition}:
-            report.lose(row.line, f"it is not about {condition} alone (--condition)")
+            report.lose(row.line, f"the list can express only {condition} without exceptions (--condition)")
         else:
             report.taken += 1
             found.update(dict.fromkeys(term.value for term in row.match))

@@ -103,7 +103,7 @@ def host(clients: Sequence[str]) -> Iterator[Host]:
             "ip", "-n", f"{name}-a", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", f"{name}-b"
         )
         for end, own, other in (("a", 1, 2), ("b", 2, 1)):
-            # Static neighbour entries: a filter must not drop neighbour discovery.
+            # Neighbour entries are static, so that a filter cannot drop neighbour discovery.
             commands = f"""
                 link set lo up
                 link set eth0 address 02:00:00:00:53:0{own} up

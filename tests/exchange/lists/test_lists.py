@@ -314,7 +314,7 @@ Group Contact Information: [JP00000000]
         ("route:       192.0.2.0/24\nroute6: 2001:db8::/32\n", ["192.0.2.0/24", "2001:db8::/32"]),
         ("[IPネットワークアドレス]        192.0.2.0/25\n", ["192.0.2.0/25"]),
     ],
-    ids=["ripe", "arin", "apnic", "jpnic", "referred", "short", "routes", "japanese"],
+    ids=["ripe", "arin", "apnic", "jpnic", "referred", "zero octets left out", "routes", "japanese"],
 )
 def test_a_whois_answer_becomes_the_networks_that_it_is_about(answer: str, networks: list[str]) -> None:
     assert entries("whois", answer) == networks

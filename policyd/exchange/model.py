@@ -30,8 +30,8 @@ _MAX_SHOWN = 100
 # Maximum characters of a reason in a message: some reasons quote a word, which can have any length.
 _MAX_REASON = 400
 
-# Maximum number of expressions in a table that are too large for RE2; the lines below the last are not read. RE2 takes
-# 5 ms to refuse each, and no real table has as many.
+# Maximum number of expressions in a table that are too large for RE2; no line below them is read. RE2 takes 5 ms to
+# refuse each, and no real table has as many.
 MAX_TOO_LARGE = 100
 
 # Maximum number of lines that a note names; the rest are counted.

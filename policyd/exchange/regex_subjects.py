@@ -450,11 +450,16 @@ class Questions:
                 if following is None or following in seen:
                     continue
                 if any(
-                    automaton.accept in of for automaton, of in zip(unwanted, following[wanted_count:], strict=True)
+                    automaton.accept in reached
+                    for automaton, reached in zip(unwanted, following[wanted_count:], strict=True)
                 ):
-                    continue  # a match stays a match, whatever follows
+                    continue  # an expression that has matched stays matched, whatever follows
                 seen.add(following)
-                distance = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
+                wanted_states = following[:wanted_count]
+                distance = sum(
+                    min(lengths[state] for state in reached)
+                    for lengths, reached in zip(distances, wanted_states, strict=True)
+                )
                 heapq.heappush(waiting, (distance, len(seen), following, False))
         return False
 
@@ -464,8 +469,8 @@ def _is_accepted(
 ) -> bool:
     """Whether a text may end here: the first `wanted_count` automata accept the text, and no other does."""
     return all(
-        automaton.accepts(of, at_start=at_start) == (number < wanted_count)
-        for number, (automaton, of) in enumerate(zip(automata, states, strict=True))
+        automaton.accepts(reached, at_start=at_start) == (number < wanted_count)
+        for number, (automaton, reached) in enumerate(zip(automata, states, strict=True))
     )
 
 
@@ -474,8 +479,8 @@ def _following(
 ) -> tuple[frozenset[int], ...] | None:
     """The states after one more character, or None if one of the first `wanted_count` automata has none."""
     following: list[frozenset[int]] = []
-    for automaton, of in zip(automata, states, strict=True):
-        reached = automaton.step(of, character)
+    for automaton, before in zip(automata, states, strict=True):
+        reached = automaton.step(before, character)
         if not reached and len(following) < wanted_count:
             return None
         following.append(reached)

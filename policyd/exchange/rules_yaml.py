@@ -137,13 +137,13 @@ def _rule_name(text: str) -> str:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def rules_yaml(of: Sequence[NewRule], heading: str, dns_lists: Sequence[NewDnsList] = ()) -> str:
+def rules_yaml(new_rules: Sequence[NewRule], heading: str, dns_lists: Sequence[NewDnsList] = ()) -> str:
     """The text of a rules file."""
     lines = _comment(heading)
     if dns_lists:
         lines += ["dns_lists:", *map(_dns_list, dns_lists), ""]
-    lines.append("rules:" if of else "rules: []")
-    for rule in of:
+    lines.append("rules:" if new_rules else "rules: []")
+    for rule in new_rules:
         lines.append(f"  - name: {scalar(rule.name)}")
         lines += _conditions("match", rule.match, rule.at_least)
         if rule.exceptions:

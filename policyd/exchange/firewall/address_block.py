@@ -22,14 +22,14 @@ _MAX_OUTSIDE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class AddressBlock:
     """The addresses in `inside` (None: all of both versions) that are not in `outside`; no address if `empty`."""
 
     inside: netaddr.IPNetwork = None
     outside: tuple[netaddr.IPNetwork, ...] = ()
     empty: bool = False
 
-    def within(self, network: netaddr.IPNetwork) -> Block:
+    def within(self, network: netaddr.IPNetwork) -> AddressBlock:
         """The part inside a network."""
         inside = self.inside if self.inside is not None and self.inside in network else network
         if self.inside is not None and network not in self.inside and self.inside not in network:
@@ -38,7 +38,7 @@ class Block:
             return replace(self, empty=True)
         return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
 
-    def without(self, network: netaddr.IPNetwork) -> Block:
+    def without(self, network: netaddr.IPNetwork) -> AddressBlock:
         """The part outside a network. Raises `UnsupportedError` if too many networks are excluded."""
         if self.inside is not None and self.inside in network:
             return replace(self, empty=True)

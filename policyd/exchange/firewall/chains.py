@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from policyd.exchange.access.specificity import exemptions_as_exceptions
-from policyd.exchange.firewall.address_block import EVERYTHING, Block
+from policyd.exchange.firewall.address_block import EVERYTHING, AddressBlock
 from policyd.exchange.model import DUNNO, REJECT, Row, UnsupportedError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class BaseChain:
 
     chain: str
     line: Line
-    addresses: Block = field(default_factory=Block)
+    addresses: AddressBlock = field(default_factory=AddressBlock)
     drops: bool = False
     condition: str = ""
 
@@ -134,18 +134,21 @@ def _is_interface(name: str, written: str) -> bool:
 
 
 def flatten(
-    chains: Mapping[str, Sequence[Step]], bases: Sequence[BaseChain], report: Report, default_block: Block | None = None
+    chains: Mapping[str, Sequence[Step]],
+    bases: Sequence[BaseChain],
+    report: Report,
+    default_addresses: AddressBlock | None = None,
 ) -> list[Row]:
     """Converts the lines to rows with a condition `cidr`: DROP becomes REJECT, ACCEPT becomes DUNNO.
 
-    A file without a base chain is a part of a firewall. Then the chains to which no line jumps are followed, for the
-    addresses of `default_block` (None: for all addresses).
+    A file without a base chain is a part of a firewall. Then the chains to which no line jumps are followed, for
+    `default_addresses` (None: for all addresses).
     """
     walk = _Walk(chains, report)
     if not bases:
         targets = {step.target for steps in chains.values() for step in steps}
         first = [name for name, steps in chains.items() if steps and name not in targets]
-        bases = [BaseChain(name, chains[name][0].line, default_block or Block()) for name in first]
+        bases = [BaseChain(name, chains[name][0].line, default_addresses or AddressBlock()) for name in first]
     by_chain = []
     for base in bases:
         walk.rows = []
@@ -195,11 +198,11 @@ class _Walk:
                 base.line, "the chain drops all other packets by its policy, for which no rule is written"
             )
 
-    def _follow(self, chain: str, block: Block, depth: int) -> bool:
-        """Takes the lines of a chain for the addresses of a block; returns whether the chain decides on all of them."""
+    def _follow(self, chain: str, addresses: AddressBlock, depth: int) -> bool:
+        """Takes the lines of a chain for the given addresses; returns whether the chain decides on all of them."""
         # The addresses that reach the next line. ACCEPT and DROP for some sources do not reduce them, because the first
         # matching row decides anyway.
-        rest = block
+        rest = addresses
         may_return = False
         decided = False
         for step in self._chains.get(chain, ()):
@@ -229,7 +232,7 @@ class _Walk:
                 self._taken.add(step.line)
         return decided and not may_return
 
-    def _take_conditional(self, step: Step, parts: Sequence[Block], depth: int) -> None:
+    def _take_conditional(self, step: Step, parts: Sequence[AddressBlock], depth: int) -> None:
         """Takes a line with a condition that a rule cannot have.
 
         A line that blocks or jumps is taken as if the condition held; a line that exempts is lost.
@@ -286,7 +289,7 @@ class _Walk:
         if step.target and step.target not in self._chains:
             raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
-    def _decide(self, step: Step, parts: Sequence[Block]) -> None:
+    def _decide(self, step: Step, parts: Sequence[AddressBlock]) -> None:
         for part in parts:
             is_everything = part.inside is None or part.inside in EVERYTHING.values()
             if step.sources is None and is_everything and not part.outside:
@@ -306,29 +309,29 @@ def _unreached(step: Step, *, unclear: bool) -> _Lost:
     return _Lost(step.lost or "no new connection to this port reaches its chain")
 
 
-def _parts(step: Step, block: Block) -> list[Block]:
-    """The addresses of a block to which a line applies, as non-empty blocks."""
-    parts = [block]
+def _parts(step: Step, addresses: AddressBlock) -> list[AddressBlock]:
+    """The addresses, among those given, to which a line applies: a block for each source, without empty blocks."""
+    parts = [addresses]
     if step.sources is not None and not step.negated:
-        parts = [block.within(source) for source in step.sources]
+        parts = [addresses.within(source) for source in step.sources]
     elif step.sources is not None:
         for source in step.sources:
-            block = block.within(EVERYTHING[source.version]).without(source)
-        parts = [block]
+            addresses = addresses.within(EVERYTHING[source.version]).without(source)
+        parts = [addresses]
     left = [part for part in parts if not part.empty]
     if not left:
         raise UnsupportedError("no mail reaches it: the lines above and the jumps to its chain leave no address")
     return left
 
 
-def _without(step: Step, block: Block) -> Block:
-    """The addresses of a block to which a line does not apply."""
+def _without(step: Step, addresses: AddressBlock) -> AddressBlock:
+    """The addresses, among those given, to which a line does not apply."""
     if step.sources is None:
-        return replace(block, empty=True)
+        return replace(addresses, empty=True)
     if step.negated:
         if len(step.sources) != 1:
             raise UnsupportedError("a jump or return for all addresses except several networks is not supported")
-        return block.within(step.sources[0])
+        return addresses.within(step.sources[0])
     for source in step.sources:
-        block = block.without(source)
-    return block
+        addresses = addresses.without(source)
+    return addresses

@@ -140,11 +140,11 @@ class _File:
             self._report.note(line, ELEMENT_EXPIRES)
         filled.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
 
-    def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:
+    def _networks(self, line: Line, ip_set: _Set, text: str) -> list[netaddr.IPNetwork]:
         if "," in text:
             raise UnsupportedError(f"{shown(text)} is not only a network")
-        if of.netmask:
-            return [network(f"{text}/{of.netmask}", lambda: None)]
+        if ip_set.netmask:
+            return [network(f"{text}/{ip_set.netmask}", lambda: None)]
         return address_range(text, self._report.on_host_bits(line))
 
     def _swap(self, name: str, other: str) -> None:
@@ -159,15 +159,15 @@ def _reason(kind: str) -> str:
     return "" if kind in _TYPES else f"a set of the type {shown(kind)}"
 
 
-def _entries(of: _Set) -> list[Entry]:
-    if not any(nomatch for _, nomatch in of.elements.values()):
-        return [Entry(Term("cidr", network_text(element)), line) for element, (line, _) in of.elements.items()]
+def _entries(ip_set: _Set) -> list[Entry]:
+    if not any(nomatch for _, nomatch in ip_set.elements.values()):
+        return [Entry(Term("cidr", network_text(element)), line) for element, (line, _) in ip_set.elements.items()]
     # The narrowest network that contains an address decides, as in the kernel.
     rows = [
         Row(line, (Term("cidr", network_text(element)),), DUNNO if nomatch else REJECT)
-        for element, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
+        for element, (line, nomatch) in sorted(ip_set.elements.items(), key=lambda item: -item[0].prefixlen)
     ]
-    return [Entry(Term("cidr", network_text(element)), of.line) for element in blocked_addresses(rows).iter_cidrs()]
+    return [Entry(Term("cidr", network_text(element)), ip_set.line) for element in blocked_addresses(rows).iter_cidrs()]
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from policyd.exchange.firewall.address_block import EVERYTHING, Block
+from policyd.exchange.firewall.address_block import EVERYTHING, AddressBlock
 from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
 from policyd.exchange.firewall.nft_json import as_text
 from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
@@ -33,8 +33,8 @@ _EFFECTS = {
     "return": Effect.RETURN,
     "continue": Effect.NOTHING,
 }
-_FAMILIES = {"ip": Block(EVERYTHING[4]), "ip6": Block(EVERYTHING[6])}
-_ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
+_FAMILIES = {"ip": AddressBlock(EVERYTHING[4]), "ip6": AddressBlock(EVERYTHING[6])}
+_ADDRESS_TYPES = frozenset({"ipv4_addr", "ipv6_addr"})
 _ADDRESS_FIELDS = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
 
 # Hooks for incoming packets, in the kernel's order; `forward`, `output` and `postrouting` get other packets.
@@ -110,8 +110,8 @@ def read(
         chains = {name: steps for table in tables for name, steps in table.chains.items()}
         bases = sorted((base for table in tables for base in table.bases), key=lambda base: base[0])
         families = {table.family for table in tables}
-        default_block = _FAMILIES.get(families.pop()) if len(families) == 1 else None
-        imported.rows = flatten(chains, [base for _, base in bases], report, default_block)
+        default_addresses = _FAMILIES.get(families.pop()) if len(families) == 1 else None
+        imported.rows = flatten(chains, [base for _, base in bases], report, default_addresses)
     of_networks = {
         name: found_set for table in tables for name, found_set in table.sets.items() if not found_set.reason
     }
@@ -237,7 +237,7 @@ class _Table:
             words = [word.text for word in inner.words]
             if is_map and words[0] in {"type", "typeof"} and words[-1] == "verdict":
                 found.reason = "a map"
-            elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
+            elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESS_TYPES):
                 found.reason = f"a set of {' '.join(words[1:])[:40]}"
             elif words[0] == "typeof" and words[1:] not in _ADDRESS_FIELDS:
                 found.reason = "a set of elements that are not addresses"
@@ -282,7 +282,7 @@ class _Table:
             for step in steps:
                 step.lost, step.other_traffic = "the chain is not about incoming packets", True
         if base is not None:
-            addresses = _FAMILIES.get(self.family, Block())
+            addresses = _FAMILIES.get(self.family, AddressBlock())
             self.bases.append(
                 (base[0], BaseChain(self.chain_name(name), statement.line, addresses, drops=drops, condition=base[1]))
             )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
 
 # The condition on a mail address, for each attribute.
-_ADDRESS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
+_MAIL_CONDITIONS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
 
 _EXPRESSION = re.compile(r"/(?P<pattern>(?:[^/\\]|\\.)+)/(?P<flags>[a-z]*)(?:\s.*)?", re.IGNORECASE)
 # A mechanism of SPF (RFC 7208 section 5.6): tools that list the mail hosts of large providers write it.
@@ -81,7 +81,7 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str, expressio
         attribute = "recipient" if attribute == "recipient" else "sender"
         return [term(f"{attribute}_regex", f"^{literal(word)}")]
     if "@" in word or word == "<>":
-        return [term(_ADDRESS[attribute], word)]
+        return [term(_MAIL_CONDITIONS[attribute], word)]
     return [term(SUFFIX_CONDITIONS[attribute], word)]
 
 

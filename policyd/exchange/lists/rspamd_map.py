@@ -34,7 +34,7 @@ _LINE = re.compile(
 )
 
 # The condition on a name without a wildcard, for each attribute.
-_NAME = SUFFIX_CONDITIONS | EXACT_CONDITIONS
+_NAME_CONDITIONS = SUFFIX_CONDITIONS | EXACT_CONDITIONS
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
@@ -87,7 +87,7 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
     expressions.assume(line)
     if attribute in {"sender", "recipient"}:
         report.note(line, f"a bare domain became {attribute}_domain, which also covers the names under it")
-    return [term(_NAME[attribute], key)]
+    return [term(_NAME_CONDITIONS[attribute], key)]
 
 
 def _expression(pattern: str, flags: str) -> str:

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.firewall.address_block import EVERYTHING, NO_ADDRESS, Block
+from policyd.exchange.firewall.address_block import EVERYTHING, NO_ADDRESS, AddressBlock
 from policyd.exchange.model import Imported, Row, SkippedError, UnsupportedError, static_text
 from policyd.exchange.network_sets import addresses_of, network_texts, supported_rows
 from policyd.exchange.postfix.table import check_nesting, close_if, is_endif, lets_through, logical_lines, parse_verdict
@@ -31,7 +31,7 @@ class _If(NamedTuple):
     """An open `if`: the addresses that enter it, or None if this `if` or one around it was lost."""
 
     line: Line
-    block: Block | None
+    addresses: AddressBlock | None
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
@@ -65,34 +65,34 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 
 def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Report) -> Row | None:
     """Returns the row of a line; opens an `if` and returns None for it."""
-    around = open_ifs[-1].block if open_ifs else Block()
+    around = open_ifs[-1].addresses if open_ifs else AddressBlock()
     try:
         if match["if"]:
             check_nesting(open_ifs)
-        block = _narrow(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
+        addresses = _narrow(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
     except UnsupportedError as error:
         if match["if"]:
             open_ifs.append(_If(line, None))
             raise UnsupportedError(f"{error}; all lines up to its endif are lost, too") from None
         raise
     if match["if"]:
-        open_ifs.append(_If(line, block))
+        open_ifs.append(_If(line, addresses))
         return None
-    if block is None:
+    if addresses is None:
         raise UnsupportedError("the `if` around it is lost")
     if not match["result"]:
         raise SkippedError("there is no action; Postfix skips the line")
-    if block.empty:
+    if addresses.empty:
         raise SkippedError(NO_ADDRESS)
-    inside, exceptions = block.terms()
+    inside, exceptions = addresses.terms()
     return Row(line, inside, parse_verdict(match["result"], line, report), exceptions)
 
 
-def _narrow(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
+def _narrow(addresses: AddressBlock, pattern: netaddr.IPNetwork, *, negated: bool) -> AddressBlock:
     if not negated:
-        return block.within(pattern)
+        return addresses.within(pattern)
     # A pattern never matches an address of the other IP version, negated or not (`cidr_match.c`).
-    return block.within(EVERYTHING[pattern.version]).without(pattern)
+    return addresses.within(EVERYTHING[pattern.version]).without(pattern)
 
 
 def _pattern(text: str) -> netaddr.IPNetwork:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from policyd.exchange.model import Line, Report, Verdict
 
 _MACRO = re.compile(r"\s*(?P<name>&&[-\w]+)\s*\{(?P<body>.*)\}[\s;]*", re.DOTALL)
-_NAME = re.compile(r"&&[-\w]+")
+_MACRO_NAME = re.compile(r"&&[-\w]+")
 _ITEM = re.compile(r"(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>]|[<>=])\s*(?P<value>.*)", re.DOTALL)
 
 # Maximum number of macro expansions: a macro may name others, or itself.
@@ -135,7 +135,7 @@ def _expand(text: str, macros: dict[str, str]) -> str:
     definition = _MACRO.fullmatch(text)
     head, body = (f"{definition['name']} {{", _body(definition)) if definition else ("", text)
     for _ in range(_EXPANSIONS):
-        found = _NAME.search(body)
+        found = _MACRO_NAME.search(body)
         if found is None:
             break
         if found[0] not in macros:

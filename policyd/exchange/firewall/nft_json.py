@@ -95,14 +95,16 @@ def _set(kind: str, fields: dict[str, Any]) -> Iterator[str]:
     yield "}"
 
 
-def _element(element: Any) -> str:
+def _element(element: Any, depth: int = 0) -> str:
+    if depth > _DEPTH:
+        return _UNREADABLE
     if isinstance(element, dict) and isinstance(element.get("elem"), dict):
         fields = element["elem"]
         timeout = f" timeout {_word(fields['timeout'])}s" if "timeout" in fields else ""
-        return _value(fields.get("val")) + timeout
+        return _value(fields.get("val"), depth + 1) + timeout
     if isinstance(element, list) and len(element) == 2:
-        return f"{_element(element[0])} : {_verdict(element[1])}"
-    return _value(element)
+        return f"{_element(element[0], depth + 1)} : {_verdict(element[1])}"
+    return _value(element, depth + 1)
 
 
 def _value(value: Any, depth: int = 0) -> str:
@@ -118,9 +120,9 @@ def _value(value: Any, depth: int = 0) -> str:
         case {"range": [first, last]}:
             text = f"{_value(first, depth + 1)}-{_value(last, depth + 1)}"
         case {"set": elements}:
-            text = "{ " + ", ".join(map(_element, _list(elements))) + " }"
+            text = "{ " + ", ".join(_element(item, depth + 1) for item in _list(elements)) + " }"
         case {"elem": _}:
-            text = _element(value)
+            text = _element(value, depth + 1)
         case str() | int():
             text = _word(value)
     return text

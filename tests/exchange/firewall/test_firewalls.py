@@ -378,6 +378,19 @@ def test_json_without_a_ruleset_is_refused(document: object) -> None:
         import_text("nft", json.dumps(document))
 
 
+NESTED: object = "192.0.2.2"
+for _ in range(100):
+    NESTED = {"elem": {"val": NESTED}}
+
+
+@pytest.mark.parametrize("element", [{"elem": 7}, NESTED], ids=["a number", "nested elements"])
+def test_an_element_of_a_json_set_that_is_not_an_address_is_reported(element: object) -> None:
+    fields = {"family": "ip", "name": "s", "table": "t", "type": "ipv4_addr", "elem": ["192.0.2.1", element]}
+    result = import_text("nft", json.dumps({"nftables": [{"set": fields}]}))
+    assert [term.value for term in result.entries] == ["192.0.2.1"]
+    assert [loss.reason for loss in result.report.losses] == ["'unreadable' is not an address"]
+
+
 SAVED = """\
 create bad hash:net family inet hashsize 1024 maxelem 65536
 add bad 192.0.2.0/24

@@ -405,6 +405,7 @@ def test_an_rspamd_map_contains_names_and_expressions_in_its_own_form(
 ) -> None:
     text = rules_file([rule(condition, values, [], "REJECT")])
     assert export_text("rspamd-map", text, condition=condition)[0].splitlines()[1:] == wanted
+    assert export_text("rspamd-map", text)[0].splitlines()[1:] == wanted
 
 
 def test_networks_that_an_access_table_cannot_express_are_reported() -> None:

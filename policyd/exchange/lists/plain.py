@@ -105,7 +105,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
     """The entries of one condition that rules reject. Reports rules that a list cannot express."""
-    condition = options.condition or _default_condition(rows)
+    condition = options.condition or default_condition(rows)
     if condition == "cidr":
         return network_texts(rejected_addresses(rows, report, deferred=options.deferred))
     found: dict[str, None] = {}
@@ -122,7 +122,7 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
     return list(found)
 
 
-def _default_condition(rows: Sequence[Row]) -> str:
+def default_condition(rows: Sequence[Row]) -> str:
     """`cidr` if it is the first condition of a blocking row, or if no row blocks.
 
     Otherwise the first condition of the first blocking row.

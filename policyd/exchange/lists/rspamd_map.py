@@ -112,8 +112,8 @@ def _glob(pattern: str) -> str:
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """A map of one kind: networks, names, mail addresses, or expressions between slashes."""
     lines = [f"# {options.heading}"]
+    condition = options.condition or plain.default_condition(rows)
     for entry in plain.entries(rows, report, options):
-        condition = options.condition or ""
         if condition.endswith("_regex"):
             lines.append("/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", entry) + "/i")
         elif condition.endswith("_suffix") and entry.startswith("."):

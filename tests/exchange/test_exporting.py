@@ -152,10 +152,10 @@ def export_without_losses(name: str, text: str, **options: Any) -> tuple[str, li
 @settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
 @pytest.mark.parametrize(
-    ("name", "back"),
+    ("name", "import_name"),
     [("plain", "plain"), ("nftables", "nft"), ("iptables", "iptables-save"), ("rspamd-map", "rspamd-map")],
 )
-def test_an_exported_set_contains_exactly_the_rejected_addresses(name: str, back: str, text: str) -> None:
+def test_an_exported_set_contains_exactly_the_rejected_addresses(name: str, import_name: str, text: str) -> None:
     rules = load_or_skip(text)
     written = [export_text(name, text)[0]]
     if name == "iptables":
@@ -164,7 +164,7 @@ def test_an_exported_set_contains_exactly_the_rejected_addresses(name: str, back
     blocked_addresses = netaddr.IPSet()
     for part in written:
         with contextlib.suppress(ImportFailedError):  # the set may be empty
-            entries = import_text(back, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
+            entries = import_text(import_name, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
             blocked_addresses |= netaddr.IPSet(term.value for term in entries)
     assert [address for address in ADDRESSES if address in blocked_addresses] == wanted
 
@@ -368,7 +368,7 @@ def test_parts_of_a_ruleset_outside_its_rules_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "of", "attribute", "wanted"),
+    ("name", "list_name", "attribute", "wanted"),
     [
         ("plain", "domains", "client", ["spam.example", "ham.example"]),
         ("postfix-access", "domains", "sender", ["spam.example\tREJECT", "ham.example\tREJECT"]),
@@ -376,9 +376,9 @@ def test_parts_of_a_ruleset_outside_its_rules_are_reported() -> None:
     ],
 )
 def test_a_list_is_exported_for_the_condition_that_uses_it(
-    name: str, of: str, attribute: str, wanted: list[str]
+    name: str, list_name: str, attribute: str, wanted: list[str]
 ) -> None:
-    assert export_text(name, INCIDENT, (of,), attribute=attribute)[0].splitlines()[1:] == wanted
+    assert export_text(name, INCIDENT, (list_name,), attribute=attribute)[0].splitlines()[1:] == wanted
 
 
 def test_a_missing_list_is_an_error_that_names_the_existing_lists() -> None:

@@ -14,14 +14,14 @@ from policyd.exchange.network_sets import blocked_addresses
 
 LINE = Line("table", 1, "")
 
+
+def network_at(base: str, prefix: int, number: int) -> netaddr.IPNetwork:
+    """The network that contains address `number` after `base`; `prefix` is that of IPv4, and 96 less than in IPv6."""
+    return netaddr.IPNetwork(f"{base}{number:x}/{prefix + 96}" if ":" in base else f"{base}{number}/{prefix}").cidr
+
+
 # Networks within the same 16 addresses of each IP version, so that many overlap.
-networks = st.tuples(st.sampled_from(["192.0.2.", "2001:db8::"]), st.integers(28, 32), st.integers(0, 15)).map(
-    lambda drawn: (
-        netaddr.IPNetwork(f"{drawn[0]}{drawn[2]:x}/{drawn[1] + (96 if ':' in drawn[0] else 0)}").cidr
-        if ":" in drawn[0]
-        else netaddr.IPNetwork(f"{drawn[0]}{drawn[2]}/{drawn[1]}").cidr
-    )
-)
+networks = st.builds(network_at, st.sampled_from(["192.0.2.", "2001:db8::"]), st.integers(28, 32), st.integers(0, 15))
 terms = st.lists(networks.map(lambda network: Term("cidr", str(network))), max_size=2).map(tuple)
 rows = st.builds(
     Row,

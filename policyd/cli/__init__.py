@@ -1,8 +1,8 @@
 """The command line: one program, `policyd`, with a file for each group of commands.
 
-Only this package uses click, and only this package imports both the daemon and the tools. Every expected failure ends
-in one line on standard error and an exit status: 0 success, 1 a check failed, 2 wrong usage or a file that cannot be
-read. A traceback is a bug.
+Only this package uses click, and only this package imports both the daemon and the tools. An expected failure prints
+lines on standard error, never a traceback. Exit status: 0 success, 1 the thing examined is wrong or nothing was found,
+2 wrong usage or a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COMMANDS = {
 }
 
 
-# A shell sets this environment variable to ask for completion (cli/completion.py).
+# The environment variable that a shell sets to request completion (cli/completion.py).
 COMPLETE = "_POLICYD_COMPLETE"
 
 
@@ -56,7 +56,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Returns the command with this name; suggests a similar name if there is none."""
+        """Resolves the command that `args` begins with. The error for an unknown name suggests a similar name."""
         name = args[0]
         if not name.startswith("-") and name not in COMMANDS:
             raise click.UsageError(
@@ -65,7 +65,7 @@ class _Commands(click.Group):
         return super().resolve_command(context, args)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands, each with the whole first sentence of its help."""
+        """Lists the commands, each with the first paragraph of its help, which click would shorten."""
         rows = []
         for name in self.list_commands(context):
             command = self.get_command(context, name)
@@ -95,7 +95,7 @@ class Failure(click.ClickException):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="policyd %(version)s")
 def policyd() -> None:
-    """A policy daemon for Postfix: reverse DNS, host name suffixes and networks against a YAML ruleset.
+    """A policy daemon for Postfix that judges clients by reverse DNS, host name and network, with a YAML ruleset.
 
     \b
     policyd check --rules rules.yaml       is the ruleset right?
@@ -103,7 +103,7 @@ def policyd() -> None:
     policyd serve -c policyd.yaml          answer Postfix
     policyd status                         is the running daemon healthy?
 
-    Postfix asks it through check_policy_service in main.cf. `policyd reload` loads new rules.
+    Postfix asks policyd through check_policy_service in main.cf. `policyd reload` loads new rules.
     """
 
 
@@ -134,6 +134,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of standard output has closed the pipe. Python would report it again when it flushes at exit.
+        # The reader of standard output has closed the pipe. Python would report this again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

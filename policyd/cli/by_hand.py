@@ -1,4 +1,4 @@
-"""`policyd block` and `policyd allow`: entries for a limited time, with author and reason."""
+"""`policyd block` and `policyd allow`: list entries with an end, an author and a reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EVER = "ever"
 # Maximum duration in seconds: ten years. `ever` is for longer entries.
 _MAX_SECONDS = 10 * YEAR
 
-# The form of an id: eight letters and digits, without a dot.
+# The form of a decision's id: eight letters and digits. A host name has a dot.
 _ID = re.compile(r"[0-9A-Za-z]{8}")
 
 
@@ -48,13 +48,13 @@ def _duration(_context: click.Context, _parameter: click.Parameter, written: str
 
 
 def _options(default: str) -> Callable[[_Function], _Function]:
-    """The options of both commands."""
+    """The options of both commands; `default` is the default of `--for`."""
 
     def decorate(function: _Function) -> _Function:
         decorated: Any = function
         for option in (
             click.option("--list", "is_list", is_flag=True, help="Print current entries, with end, author and reason."),
-            click.option("--end", is_flag=True, help="Remove the entry again."),
+            click.option("--end", is_flag=True, help="Remove the entry."),
             click.option("--why", default="", metavar="TEXT", help="The reason, kept beside the entry."),
             click.option(
                 "--for",
@@ -79,9 +79,10 @@ def _options(default: str) -> Callable[[_Function], _Function]:
 def block(*, what: str | None, **arguments: Any) -> None:
     """Block a client for a limited time: an address, a network, or a host name with the names under it.
 
-    Writes a line with end, author and reason into a list of this host, checks the rules in force with it, and makes the
-    daemon read the list. An edited rules.yaml is not loaded. Refuses networks larger than a /8 (IPv6: /19), and entries
-    protected by allowed-networks, own-networks or a list named in a never.
+    Writes a line with end, author and reason into a list of this host, if the rules in force load and pass their tests
+    with the changed list, and makes the daemon read the list. An edited rules.yaml is not loaded. Refuses networks
+    larger than a /8 (IPv6: /19), and entries that cover or lie in an entry of allowed-networks, own-networks or a list
+    that never: names.
 
     \b
     policyd block 192.0.2.0/24 --for 12h --why 'bulk mail since midnight'
@@ -166,7 +167,7 @@ def _client_of(lists: LocalLists, decision_id: str, config: str | None) -> str:
 
 
 def _user() -> str:
-    """The name of the user, also through sudo."""
+    """The name of the user who runs the command; under sudo, of the user who called sudo."""
     name = os.environ.get("SUDO_USER", "")
     if name:
         return name[:64]

@@ -25,7 +25,7 @@ from policyd.config.names import ruleset_names
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Metavariables of options and arguments that are a file or a folder.
+# Metavariables of the options and arguments that take a file or a folder.
 _FILES = {"FILE", "[FILE]...", "LOG...", "[LOG]", "[LOG]...", "OLD"}
 _FOLDERS = {"FOLDER"}
 
@@ -60,9 +60,9 @@ def _files_of(words: list[str]) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """Completes a value: with these words, with names of the ruleset, or with files or folders.
+    """The completions of a value: words, names in a section of the ruleset, files or folders.
 
-    A word that ends in `=` is followed by a value, without a blank.
+    If a word or the section ends in `=`, a value follows without a blank.
     """
 
     words: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class _Value:
 
     @classmethod
     def of(cls, parameter: click.Parameter) -> _Value:
-        """The value of an option, or an argument."""
+        """Returns the completions for the value of an option, or for an argument."""
         if isinstance(parameter.type, click.Choice):
             return cls(words=tuple(parameter.type.choices))
         if isinstance(parameter.type, Suggested):
@@ -123,7 +123,7 @@ def _option(option: click.Option) -> _Option:
 
 def _first_sentence(text: str | None) -> str:
     """The first sentence of a help text, in one line and without its full stop."""
-    return re.split(r"\.(?:\s|$)|\n\s*\n", " ".join((text or "").split("\n\n", 1)[0].split()), maxsplit=1)[0]
+    return re.split(r"\.(?:\s|$)", " ".join((text or "").split("\n\n", 1)[0].split()), maxsplit=1)[0]
 
 
 # --- bash -------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,10 @@ def _bash_value(value: _Value) -> str:
 
 
 def _bash_arguments(arguments: Sequence[_Value]) -> str:
-    """Completes the first argument or, if it has words and one of them is on the line, the second."""
+    """Returns bash code: completes the first argument until one of its words is on the line, then the second.
+
+    A first argument without words is skipped.
+    """
     first, *rest = arguments
     if not rest:
         return _bash_value(first)
@@ -300,7 +303,7 @@ function __policyd_no_command
     test (count (commandline -opc)) -eq 1
 end
 
-# Whether this is the command, and the line has none of the other words yet.
+# Whether the line has the command $argv[1], and none of the words after it.
 function __policyd_is
     set -l words (commandline -opc)
     test (count $words) -ge 2; and test $words[2] = $argv[1]; or return 1
@@ -310,7 +313,7 @@ function __policyd_is
     return 0
 end
 
-# Whether this is the command, and the line has one of the other words.
+# Whether the line has the command $argv[1], and one of the words after it.
 function __policyd_after
     set -l words (commandline -opc)
     __policyd_is $argv[1]; and not __policyd_is $argv
@@ -360,7 +363,7 @@ def _fish_arguments(command: _Command) -> Iterator[str]:
 
 
 def _fish_value(value: _Value, required: str = "") -> str:
-    """Completes a value; `required` for the value of an option."""
+    """Returns arguments of fish's `complete` for a value; `required` is `-r` for the value of an option."""
     if value.is_file:
         return f"{required} -F".lstrip()
     if value.is_folder:

@@ -1,6 +1,6 @@
 """`policyd status`, `policyd reload` and `policyd forget`: ask the running daemon over its control socket.
 
-Imports as little as possible, because a health check runs these every few seconds.
+Imports as little as possible, because a health check may run `policyd status` every few seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAME = re.compile(rb"(?=.{1,255}$)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
     "--counter",
     metavar="NAME",
     type=RulesetName("counters"),
-    help="Print the ten keys of a counter with the highest values.",
+    help="Print the ten keys of this counter that have the highest values.",
 )
 def status(config: str | None, as_json: bool, alive: bool, counter: str | None) -> None:
     """Show the state of the running daemon: version, mode, ruleset, the last reload, DNS, lists.
@@ -75,7 +75,7 @@ def status(config: str | None, as_json: bool, alive: bool, counter: str | None) 
 @click.option(
     "--data",
     is_flag=True,
-    help="Read list files and databases only, for the rules in force; edited rules and settings are left alone.",
+    help="Read list files and databases only, for the rules in force; edited rules and settings are not loaded.",
 )
 def reload(config: str | None, data: bool) -> None:
     """Make the running daemon load settings, rules and lists again, and wait until it has.
@@ -106,19 +106,18 @@ def reload(config: str | None, data: bool) -> None:
     "--counter",
     metavar="NAME",
     type=RulesetName("counters"),
-    help="Reset a key of this counter; write each part of 'per' as an argument.",
+    help="Reset a key of this counter; give each part of the key (per:) as an argument.",
 )
 @click.option("--greylist", is_flag=True, help="Forget that the network of an address has passed greylisting.")
 @click.argument("parts", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
 def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple[str, ...]) -> None:
     """Make the running daemon forget DNS answers about a client, a counter's key, or that a client passed greylisting.
 
-    "We have repaired our reverse DNS": give an address or a name.
+    If a sender has repaired its reverse DNS, give the client's address or name. With a name, every client that has or
+    claims the name, or a name under it, is forgotten. The next mail asks DNS again. The cache of your DNS resolver is
+    not touched; for unbound, run unbound-control flush NAME.
 
-    With a name, every client that has or claims the name, or a name under it, is forgotten. The next mail asks DNS
-    again. This does not touch the resolver's own cache; for unbound, run unbound-control flush NAME.
-
-    "The password is changed": give the counter and the user. A shared memory (state:) forgets as well.
+    If a user's password has been changed, give the counter and the user. A shared memory (state:) forgets as well.
 
     \b
     policyd forget 192.0.2.25
@@ -172,7 +171,7 @@ def _ask(config: str | None, request: Request) -> dict[str, Any]:
 
 
 def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints each key with its count, one on each line."""
+    """Prints a line for each key, with its count."""
     if as_json:
         click.echo(json.dumps({name: answer[name] for name in ("counter", "per", "keys")}, indent=2))
         return

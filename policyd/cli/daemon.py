@@ -21,8 +21,7 @@ from policyd.daemon.start import serve as run
     multiple=True,
     metavar="ADDR",
     help="Address to listen on, in place of those in the settings: inet:127.0.0.1:10040, inet:[::1]:10040 or "
-    "unix:/path. "
-    "May be given several times.",
+    "unix:/path. May be given several times.",
 )
 def serve(config: str | None, rules: str | None, listen: tuple[str, ...]) -> None:
     """Run the daemon in the foreground.

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_LINES = 10
 
-# Characters of a pasted bounce that are searched for an id.
+# Maximum characters of standard input that are searched for an id.
 _MAX_PASTED = 1 << 20
 
 
@@ -58,7 +58,7 @@ _MAX_PASTED = 1 << 20
 @rules_options
 @json_option
 @since_option
-@click.option("--html", metavar="FILE", help="Write a page with plots for a browser; it needs no network.")
+@click.option("--html", metavar="FILE", help="Write a page with plots for a browser; the page loads nothing from elsewhere.")
 @logs_argument
 def stats(
     *,
@@ -107,7 +107,7 @@ def stats(
     "actions",
     multiple=True,
     type=click.Choice([str(verb) for verb in Verb], case_sensitive=False),
-    help="Only this action, sent or not sent under mode: observe. May be given several times.",
+    help="Only decisions with this action, even if mode: observe did not send it. May be given several times.",
 )
 @click.option(
     "--rule",
@@ -258,8 +258,8 @@ def report(
 
     The report is a message in the Abuse Reporting Format (RFC 5965) with a summary and log lines: what policyd refused
     or, from a mail log of Postfix or sendmail, every mail. It is not sent. Recipients are hidden unless you ask for
-    them. With --asn and --country the owners of addresses are those in the decision log, or else those in the databases
-    of the ruleset (-c or --rules), which a mail log needs.
+    them. With --asn and --country, owners of addresses come from the decision log, or else from the databases of the
+    ruleset (-c or --rules). A mail log has no owners, so it needs the ruleset.
 
     \b
     policyd report --network 180.222.51.0/24 --from postmaster@example.com decisions.log*
@@ -309,7 +309,7 @@ def report(
 
 
 def _owner(option: str, form: Form, written: str | None) -> str:
-    """Returns the AS number or country of an option, as it is compared; 0 or empty without the option."""
+    """Returns the AS number or country code of an option, in digits or capitals; `0` or empty without the option."""
     if written is None:
         return "0" if form is Form.ASN else ""
     folded = fold_owner(form, written)
@@ -349,7 +349,7 @@ def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str,
 
 
 def _explain_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
-    """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
+    """Today's decision on the same request; None if it needs an answer of DNS that the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
     owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
     known = decision.greylist.decode("ascii", "replace")
@@ -364,7 +364,8 @@ def _explain_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | No
 
 
 _NEEDS_DNS = (
-    "Today's rules ask for the client's reverse DNS, which the log does not have, because no rule needed it then.\n"
+    "Today's rules ask for the client's reverse DNS or a DNS list. The log does not have the answer, because no rule"
+    " needed it then.\n"
     "Ask it now with: policyd explain client_address=..."
 )
 

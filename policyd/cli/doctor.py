@@ -47,10 +47,10 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
 
     Reads what postconf says of main.cf and master.cf, finds the services that strangers reach, and judges whether each
     of them asks policyd in a place where the answer counts. Compares that with policyd's settings and with the socket,
-    and asks the daemon for its name over the endpoint that Postfix uses. Changes nothing. Run it as root: other users
-    may not look at a socket in Postfix's folders.
+    and asks the daemon over the endpoint that Postfix uses. Also checks the ruleset's databases and DNS lists, and the
+    memory (state:). Changes nothing. Run it as root: other users may not look at a socket in Postfix's folders.
 
-    With --postconf and --master nothing is asked, because the endpoints are those of another system.
+    With --postconf and --master only the configuration is checked, because the endpoints are those of another system.
 
     \b
     policyd doctor
@@ -98,9 +98,9 @@ def _user_counters(loaded: Loaded | None) -> tuple[str, ...]:
 
 
 def _with_dns_lists(diagnosis: Diagnosis, loaded: Loaded | None) -> Diagnosis:
-    """The diagnosis with the self-tests of the ruleset's DNS lists."""
+    """The diagnosis with the results of the self-tests of the ruleset's DNS lists."""
     if loaded is None:
-        note = "the ruleset has errors, so its DNS lists were not tested; see policyd check"
+        note = "the ruleset cannot be loaded, so its DNS lists were not tested; see policyd check"
         return replace(diagnosis, notes=(*diagnosis.notes, note))
     findings, right = check_dns_lists(loaded.ruleset.dns_lists, loaded.settings.dns)
     return replace(diagnosis, findings=diagnosis.findings + findings, right=diagnosis.right + right)

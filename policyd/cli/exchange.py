@@ -60,20 +60,20 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
 @click.option(
     "--attribute",
     type=click.Choice(LOOKUPS),
-    help="The attribute that is looked up in the table, if the format does not say so.",
+    help="The attribute that is looked up in the table, if the format does not say which.",
 )
 @click.option(
-    "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
+    "--dotted", is_flag=True, help="postfix-access: for a parent_domain_matches_subdomains without smtpd_access_maps."
 )
 @click.option("--delimiter", default="", metavar="CHARACTER", help="postfix-access: recipient_delimiter of main.cf.")
 @click.option(
     "--condition",
     type=click.Choice(list(CONDITIONS)),
     metavar="NAME",
-    help="The kind of entries of a list, if there are several: cidr, hostname_suffix, ...",
+    help="The kind of entries to put into a list, if the file has several: cidr, hostname_suffix, ...",
 )
 @click.option(
-    "--action", "verdict", callback=_verdict, help="For entries that become rules (REJECT; of postgrey's list, DUNNO)."
+    "--action", "verdict", callback=_verdict, help="The action of entries that become rules: REJECT by default, DUNNO for postgrey's list."
 )
 @click.option(
     "--name", default="", metavar="NAME", help="The beginning of the rules' names, instead of the file's name."
@@ -83,7 +83,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     type=click.IntRange(1, 65535),
     default=25,
     show_default=True,
-    help="iptables-save, nft: the port whose connections are followed.",
+    help="iptables-save, nft: import the rules for connections to this port.",
 )
 @click.option(
     "--interface", default="", metavar="NAME", help="iptables-save, nft: the network interface of incoming mail."
@@ -128,15 +128,15 @@ def import_(
             )
     except ImportFailedError as error:
         if error.report is not None:
-            print_report(error.report)
+            _print_report(error.report)
         raise Failure(f"policyd: {error}", error.exit_status) from None
     except LogError as error:
         raise Failure(f"policyd: {error}", 2) from None
     if not as_json:
-        print_report(result.report)
+        _print_report(result.report)
     unsafe = result.lost_exemptions > 0 and not force
     if not unsafe or output is None:
-        write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
+        _write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
     if result.report.losses and not as_json:
         click.echo(_summary(result), err=True)
     if unsafe:
@@ -181,7 +181,7 @@ def _summary(result: Result) -> str:
     help="postfix-access: the attribute that will be looked up in the table.",
 )
 @click.option(
-    "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
+    "--dotted", is_flag=True, help="postfix-access: for a parent_domain_matches_subdomains without smtpd_access_maps."
 )
 @click.option("--deferred", is_flag=True, help="Treat DEFER as a rejection if the format has no other verdict.")
 @click.option("--ipv6", is_flag=True, help="iptables: write IPv6 rules, for ip6tables-restore.")
@@ -211,8 +211,8 @@ def export(
     FORMAT is one of plain, nftables, iptables, ipset, postfix-cidr, postfix-access, postscreen-cidr,
     sendmail-access, rspamd-map, csv, json.
 
-    Networks are merged. The order of the rules, exceptions and exemptions are kept; every rule that the format cannot
-    express goes to standard error, with its line and the reason.
+    Networks are merged. Exceptions, exemptions and the order of the rules are kept. Every rule that the format cannot
+    express is reported on standard error, with its line and the reason.
 
     \b
     policyd export nftables --rules rules.yaml > policyd.nft
@@ -224,23 +224,23 @@ def export(
         text, report = export_rules(format_name, loaded, chosen, utc_today(), lists)
     except NoSuchListError as error:
         raise Failure(f"policyd: {error}", 1) from None
-    print_report(report)
+    _print_report(report)
     if not report.taken:
         raise Failure(
             f"policyd: {loaded.rules_file.path}: nothing in it can be expressed in the format {format_name}", 1
         )
-    write(text, output)
+    _write(text, output)
     if strict and report.losses:
         sys.exit(1)
 
 
-def print_report(report: Report) -> None:
+def _print_report(report: Report) -> None:
     """Prints what was lost or changed, on standard error."""
     for message in report.messages():
         click.echo(message, err=True)
 
 
-def write(text: str, output: str | None) -> None:
+def _write(text: str, output: str | None) -> None:
     """Writes the result to standard output or a file."""
     if output is None:
         click.echo(text, nl=False)

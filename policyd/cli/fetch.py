@@ -1,4 +1,4 @@
-"""`policyd fetch`: keep the lists and databases with `from:` current."""
+"""`policyd fetch`: keeps the lists and databases with `from:` current."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def fetch(
 ) -> None:
     """Fetch the lists and databases that have a source (from:), and put good copies in force.
 
-    A new copy of a list replaces the old one only if it is complete, has enough entries, did not change too much, holds
-    no reserved or protected network, and the ruleset in force loads and passes its tests with it. A new copy of a
-    database replaces the old one only if it loads, has the needed kind, is not older, and has at least half as many
-    networks. Otherwise the old copy stays in force. The former copy is kept as FILE.previous. Exit status: 0 nothing
-    failed, 1 a copy was refused.
+    A new copy replaces the old copy only if the ruleset in force loads with it and passes its tests. A list must also
+    be complete, have enough entries, not have changed too much, and hold no reserved or protected network. A database
+    must also have the needed kind, be no older than the old copy, and have at least half as many networks. Otherwise
+    the old copy stays in force. The former copy is kept as FILE.previous. Exit status: 0 if nothing failed, 1 if a copy
+    was refused or the reload failed.
 
     \b
     policyd fetch

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 @click.option("--sender", default="", metavar="S", help="Only this envelope sender: an address, a domain, or <>.")
 @click.option("--recipient", default="", metavar="R", help="Only this recipient: an address or a domain.")
 @since_option
-@click.option("--until", metavar="T", callback=parse_time, help="Only before this time, in the same forms.")
+@click.option("--until", metavar="T", callback=parse_time, help="Only before this time; the forms are those of --since.")
 @click.option(
     "--by",
     type=click.Choice([str(by) for by in tallying.By]),
-    help="Print each distinct value once, with its count, first and last time.",
+    help="Print each distinct value of this field once, with its count, first and last time.",
 )
 @logs_argument
 def find(
@@ -61,8 +61,8 @@ def find(
     standard input. Without LOG, the decision log that the settings name is read, with its rotated files.
 
     With --by, each distinct value is printed once, the most frequent first: count, first time, last time, value. A host
-    name that did not verify is marked (unverified). Systems (--by asn) are those in the decision log, or else those in
-    the databases of the ruleset (-c or --rules), which a mail log needs.
+    name that did not verify is marked (unverified). Systems (--by asn) come from the decision log, or else from the
+    databases of the ruleset (-c or --rules). A mail log has no systems, so it needs the ruleset.
 
     \b
     policyd find --client 192.0.2.25 --since 7d

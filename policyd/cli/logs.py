@@ -94,9 +94,9 @@ def replay(
     policyd replay --rules rules.yaml /var/log/mail.log*
     policyd replay --rules new.yaml --against rules.yaml --fail-if-delivered 0 mail.log
     """
-    databases = owners == OwnerSource.DATABASE
-    ruleset = load(config, rules, databases=databases).ruleset
-    old = load(config, against, databases=databases).ruleset if against is not None else None
+    reads_databases = owners == OwnerSource.DATABASE
+    ruleset = load(config, rules, databases=reads_databases).ruleset
+    old = load(config, against, databases=reads_databases).ruleset if against is not None else None
     with log_errors(), reading(logs) as advance:
         if old is None:
             found = run_replay(
@@ -119,7 +119,7 @@ def replay(
             )
     result = found if old is None else compared
     if not result.facts.transactions:
-        raise no_mail(logs, result.facts.counts)
+        raise _no_mail(logs, result.facts.counts)
     if as_json:
         print_json(replay_report.replay_as_json(found) if old is None else replay_report.comparison_as_json(compared))
     elif old is None:
@@ -149,7 +149,7 @@ def replay(
     metavar="N",
     help="Minimum number of refused addresses for a suffix or a network.",
 )
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Candidates.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Maximum candidates.")
 @click.option(
     "--by",
     type=click.Choice(["asn"]),
@@ -170,7 +170,7 @@ def suggest(
     """Find what to block in a mail log, and write it as rules that observe.
 
     Host names are grouped by suffix, addresses by network, senders by pattern. Mails that were refused or deferred for
-    a reason about the client count for a candidate, delivered mails from the same place count against it. With a
+    a reason about the client count for a candidate; delivered mails from the same place count against it. With a
     ruleset, mails that its rules decide already are left out. If the systems of clients are known, from the databases
     of the ruleset or from a decision log, each candidate names them, and a system is proposed if several suffixes or
     networks lie in it. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is
@@ -192,7 +192,7 @@ def suggest(
             advance=advance,
         )
     if not found.transactions:
-        raise no_mail(logs, found.counts)
+        raise _no_mail(logs, found.counts)
     if by is not None and not found.has_systems:
         raise Failure(
             "policyd: no client's system is known; name a ruleset that declares databases: asn with --rules", 1
@@ -212,10 +212,10 @@ def suggest(
         raise Failure(f"policyd: nothing to suggest: {suggest_report.why_nothing(found, min_clients)}", 1)
 
 
-def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
+def _no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
     """Returns the error for logs without any mail: a check that saw no mail must not pass."""
     quoted = quote(counts.example)
-    example = f"; one begins with {quoted}; {WAYS_OUT}" if quoted else ""
+    example = f"; one line begins with {quoted}; {WAYS_OUT}" if quoted else ""
     hidden = f", {counts.hidden:,} without text (read the journal with --all)" if counts.hidden else ""
     return Failure(
         f"policyd: no mail from outside in {', '.join(logs)}: {counted(counts.lines, 'line')}, {counts.other:,} of"

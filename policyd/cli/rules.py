@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from policyd.memory.counting import Count
 
 
-# Arguments besides a request's attributes; they replace the databases of networks.
+# Arguments of `explain` besides a request's attributes; they replace the databases of networks.
 OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 
 
@@ -63,7 +63,7 @@ OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
     multiple=True,
     metavar="NAME=FILE",
     type=RulesetName("lists="),
-    help="Check with FILE in place of the list's own file, before you move it there. May be given several times.",
+    help="Check with FILE in place of the list's own file, before you move FILE there. May be given several times.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[str, ...], quiet: bool) -> None:
@@ -120,8 +120,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     metavar="LIST=ANSWER",
     type=RulesetName("dns_lists="),
     help="Use this answer instead of asking a DNS list: an address as zen=127.0.0.4, zen=- for not listed, "
-    "zen=? for unknown. "
-    "May be given several times.",
+    "zen=? for unknown. May be given several times.",
 )
 @click.option(
     "--counter",
@@ -130,8 +129,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     metavar="NAME=VALUE",
     type=RulesetName("counters="),
     help="Use this value of a counter instead of asking the running daemon (control:); without a daemon, a "
-    "counter is at 1. "
-    "May be given several times.",
+    "counter is at 1. May be given several times.",
 )
 @click.argument(
     "attributes",
@@ -244,7 +242,7 @@ def _list_and_file(written: str) -> tuple[str, str]:
 def _ask_lists(
     dns: Dns, lists: list[DnsList], request: Request, identity: Identity | None
 ) -> tuple[dict[str, ListAnswer], tuple[Query, ...]]:
-    """Asks DNS lists about the client now; the key of a zone is hidden."""
+    """Asks DNS lists about the client now. The queries are returned without the keys of zones."""
     answers, questions = asyncio.run(ask_once(lists, request, identity, dns))
     queries = []
     for question in questions:
@@ -263,7 +261,9 @@ def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAns
     answers: dict[str, ListAnswer] = {}
     for text in listed:
         name, equals, answer = text.partition("=")
-        if name not in definitions or not equals:
+        if not equals:
+            raise click.UsageError(f"--listed {text}: write LIST=ANSWER, such as zen=127.0.0.4")
+        if name not in definitions:
             hint = did_you_mean(name, definitions) or "; write LIST=ANSWER with a DNS list that a rule uses"
             raise click.UsageError(f"--listed {text}: there is no DNS list '{name}'{hint}")
         addresses = [parse_address(part.encode("utf-8", "replace")) for part in answer.split("+")]
@@ -281,7 +281,7 @@ def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAns
 
 
 def _request(attributes: tuple[str, ...]) -> Request:
-    """The request of the command line or, without one, of standard input."""
+    """The request with these attributes or, without any, the request on standard input."""
     if not attributes:
         return _request_from_standard_input()
     values = {"request": REQUEST_TYPE, "protocol_state": b"RCPT"}
@@ -348,7 +348,7 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
 
 
 def _counter_request(count: Count) -> ControlRequest:
-    """The request to the daemon for the value that a counter would have for the mail."""
+    """The request to the daemon for the value that a counter would have with one more mail."""
     counter, key, value = count
     return ControlRequest(
         Command.COUNTED,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The rules in force, and the daemon's control socket. Without a daemon, `control` is None; `reason` says why."""
+    """The rules in force, and the daemon's control socket. If no daemon is used, `control` is None; `reason` says why."""
 
     rules: Rules
     control: str | None
@@ -58,7 +58,7 @@ def rules_in_force(config: str | None, rules: str | None) -> InForce:
 def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
     """Whether the daemon has loaded another copy of any of these files; False if it cannot be asked.
 
-    This happens after a fetch that was killed before its reload, or whose reload failed.
+    A daemon is behind after a fetch that was killed before its reload, or whose reload failed.
     """
     if in_force.control is None:
         return False
@@ -74,7 +74,7 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
         try:
             on_disk = file_hash(read_file(path, MAX_DATABASE_BYTES))
         except (UnreadableError, OversizedError):
-            continue  # never fetched, or missing: a reload would not help
+            continue  # missing or unreadable: a reload would not help
         if loaded.get(path, on_disk) != on_disk:
             return True
     return False

@@ -58,7 +58,9 @@ _MAX_PASTED = 1 << 20
 @rules_options
 @json_option
 @since_option
-@click.option("--html", metavar="FILE", help="Write a page with plots for a browser; the page loads nothing from elsewhere.")
+@click.option(
+    "--html", metavar="FILE", help="Write a page with plots for a browser; the page loads nothing from elsewhere."
+)
 @logs_argument
 def stats(
     *,

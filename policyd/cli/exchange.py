@@ -73,7 +73,10 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     help="The kind of entries to put into a list, if the file has several: cidr, hostname_suffix, ...",
 )
 @click.option(
-    "--action", "verdict", callback=_verdict, help="The action of entries that become rules: REJECT by default, DUNNO for postgrey's list."
+    "--action",
+    "verdict",
+    callback=_verdict,
+    help="The action of entries that become rules: REJECT by default, DUNNO for postgrey's list.",
 )
 @click.option(
     "--name", default="", metavar="NAME", help="The beginning of the rules' names, instead of the file's name."

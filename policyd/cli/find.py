@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 @click.option("--sender", default="", metavar="S", help="Only this envelope sender: an address, a domain, or <>.")
 @click.option("--recipient", default="", metavar="R", help="Only this recipient: an address or a domain.")
 @since_option
-@click.option("--until", metavar="T", callback=parse_time, help="Only before this time; the forms are those of --since.")
+@click.option(
+    "--until", metavar="T", callback=parse_time, help="Only before this time; the forms are those of --since."
+)
 @click.option(
     "--by",
     type=click.Choice([str(by) for by in tallying.By]),

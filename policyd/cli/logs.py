@@ -149,7 +149,9 @@ def replay(
     metavar="N",
     help="Minimum number of refused addresses for a suffix or a network.",
 )
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Maximum candidates.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Maximum candidates."
+)
 @click.option(
     "--by",
     type=click.Choice(["asn"]),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The rules in force, and the daemon's control socket. If no daemon is used, `control` is None; `reason` says why."""
+    """The rules in force, and the daemon's control socket. Without a daemon, `control` is None, with the `reason`."""
 
     rules: Rules
     control: str | None

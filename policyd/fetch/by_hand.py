@@ -16,7 +16,7 @@ from policyd.config.conditions import Form
 from policyd.config.dates import format_end
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
-from policyd.config.files import MAX_LIST_BYTES, UnreadableError, read_file
+from policyd.config.files import MAX_LIST_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.lists import ListFile
 from policyd.config.problems import Report
 from policyd.config.rules_reader import read_rules
@@ -68,7 +68,7 @@ class LocalEntry:
 
 
 class LocalLists:
-    """The lists of one side under the rules text in force. Raises UnreadableError if that text cannot be read."""
+    """The two lists of one side in the rules in force. Raises UnreadableError if the rules cannot be read."""
 
     def __init__(self, rules: Rules, side: Side) -> None:
         self._rules = rules
@@ -80,7 +80,10 @@ class LocalLists:
         self._file: RulesFile = rules_file
 
     def add(self, what: str, end: float | None, comment: str) -> str:
-        """Adds an entry, or changes the end of an existing one. Returns the line. Raises RefusedError, OSError."""
+        """Adds an entry, or replaces the line of an existing entry. Returns the new line.
+
+        Raises RefusedError, UnreadableError, OSError.
+        """
         kind, entry = self._read(what)
         definition = self._list(kind)
         if self._side is Side.BLOCK:
@@ -91,7 +94,10 @@ class LocalLists:
         return line
 
     def end(self, what: str) -> str:
-        """Removes an entry from its list. Returns it. Raises RefusedError if it is not there, and OSError."""
+        """Removes an entry from its list. Returns the entry as it was in the list.
+
+        Raises RefusedError if the list does not have it, UnreadableError, OSError.
+        """
         kind, entry = self._read(what)
         definition = self._list(kind)
         if entry not in {kept.what for kept in self._entries(definition)}:
@@ -126,7 +132,7 @@ class LocalLists:
     # --- Entries ----------------------------------------------------------------------------------------------------
 
     def _read(self, what: str) -> tuple[str, str]:
-        """Returns `networks` or `hosts`, and the entry in its written form."""
+        """Returns `networks` or `hosts`, and the entry as lists have it. Raises RefusedError."""
         if "@" in what:
             raise RefusedError(f"'{what}' is a mail address, which anyone can forge; name an address, network or host")
         raw = what.strip().encode("utf-8", "surrogateescape")
@@ -144,6 +150,7 @@ class LocalLists:
         return "hosts", what.strip().rstrip(".").lower()
 
     def _check(self, kind: str, entry: str) -> None:
+        """Refuses an entry that is too large, or that covers or lies in a protected one. Raises RefusedError."""
         names = {named.text for each in self._file.lists.values() if each.source for named in each.source.never}
         texts = {
             name: [kept.text for kept in self._file.lists[name].entries()]
@@ -185,9 +192,10 @@ class LocalLists:
                 yield LocalEntry(entry.text, end.strip(), comment.strip())
 
     def _change(self, definition: ListDefinition, entry: str, line: str | None) -> None:
-        """Replaces an entry's lines by `line`, or removes them, if the ruleset loads afterwards.
+        """Replaces an entry's lines by `line`, or removes them if `line` is None.
 
-        Raises RefusedError, OSError.
+        Nothing changes if the ruleset does not load or fails a test afterwards. Raises RefusedError, UnreadableError,
+        OSError.
         """
         target = Path(definition.file_path)
         with list_lock(target.parent):
@@ -195,7 +203,7 @@ class LocalLists:
             kept = [
                 each
                 for each in _content(target).splitlines(keepends=True)
-                if entry not in {kept.text for kept in ListFile("", each).entries()}
+                if entry not in {found.text for found in ListFile("", each).entries()}
             ]
             if kept and not kept[-1].endswith(b"\n"):
                 kept[-1] += b"\n"
@@ -214,7 +222,7 @@ class LocalLists:
                 raise RefusedError(f"the ruleset does not accept it: {problem}")
             replace_file(target, content)
             if is_new:
-                target.chmod(0o644)  # the daemon runs as another user
+                target.chmod(0o644)  # the daemon, which runs as another user, reads the list
 
 
 def comment_of(author: str, why: str) -> str:
@@ -225,12 +233,15 @@ def comment_of(author: str, why: str) -> str:
 
 
 def _content(path: Path) -> bytes:
+    """The bytes of a list; none if the file does not exist. Raises UnreadableError."""
     try:
         return read_file(str(path), MAX_LIST_BYTES)
     except UnreadableError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return b""
-        raise
+        raise UnreadableError(f"{path} {error}") from error
+    except OversizedError as error:
+        raise UnreadableError(f"{path} {error}") from error
 
 
 def _network_text(networks: Networks) -> str:

@@ -13,12 +13,12 @@ from policyd.core.address import format_address
 from policyd.core.tables import Networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from policyd.config.in_force import Text
     from policyd.config.list_sources import Source
 
-# Prefix lengths below which a network is too large for any list: /8 and /19.
+# Minimum prefix length of a network in a list, by IP version: a larger network is refused.
 MIN_PREFIX = {4: 8, 6: 19}
 
 # Networks that never send mail over the Internet (RFC 6890, RFC 4193, RFC 4291).
@@ -35,7 +35,7 @@ RESERVED = (
     "fe80::/10",
 )
 
-# Version, first and last address.
+# The IP version, and the first and last address as numbers.
 Range = tuple[int, int, int]
 
 
@@ -48,7 +48,7 @@ class Rules:
 
 
 class RefusedError(Exception):
-    """A new copy is refused. The message is one line."""
+    """A new copy of a list, or an entry of `policyd block` or `allow`, is refused; the message says why."""
 
 
 def networks_of(entries: Iterable[str]) -> Networks:
@@ -75,7 +75,7 @@ class Protected:
         self._ranges: list[tuple[Range, str, int]] = sorted(
             (network, name, prefix) for name, networks in named for network, prefix in ranges(networks)
         )
-        # For each range, the highest last address so far and its place, because ranges may lie in each other.
+        # For each range, the highest last address up to there and its place, because ranges may lie in each other.
         self._last: list[tuple[int, int, int]] = []
         best: tuple[int, int, int] | None = None
         for place, ((version, _, last), _, _) in enumerate(self._ranges):
@@ -118,7 +118,7 @@ def check_networks(networks: Networks, protected: Protected, *, allow_reserved: 
             raise RefusedError(f"{shown(version, first, prefix)} covers or lies in {meets} (never)")
 
 
-def check_names(names: Iterable[str], protected: Iterable[tuple[str, str]]) -> None:
+def check_names(names: Iterable[str], protected: Sequence[tuple[str, str]]) -> None:
     """Refuses names that cover or lie under a protected name; `protected` pairs list and name. Raises RefusedError."""
     written_names = {name.strip(".").lower(): name for name in names}
     for list_name, raw in protected:

@@ -1,8 +1,8 @@
 """One run of `policyd fetch`: fetches all lists and databases that are due, checks them and puts them in place.
 
-A list in force is never touched before its new copy has passed every guard; it is then replaced in one rename, and the
-former copy is kept as `.previous`. A list is therefore always the old or the new copy, even after a killed run. If a
-copy is refused, the old copy stays in force.
+The old copy of a list or database stays in force until the new copy has passed every guard. The new copy then replaces
+it in one rename, and the old copy is kept as `.previous`. The file is therefore always the old or the new copy, even
+after a killed run. If a new copy is refused, the old copy stays in force.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from policyd.config.lists import ListDefinition
     from policyd.config.written import RulesFile
 
+# Maximum bytes of a state file; policyd writes a URL and four short values.
 _MAX_STATE_BYTES = 64 << 10
 
-# Seconds after which a temporary file is assumed to be from a killed run. A run with slow servers takes minutes. A hard
-# link has the list's own time, which may be older, but it exists for milliseconds only.
+# Seconds after which a temporary file is assumed to be from a killed run. A run with slow servers takes minutes. The
+# hard link to the old copy has the time of that copy, which may be older, but the link exists for milliseconds only.
 _LEFTOVER_SECONDS = 3600.0
 
 # Bytes at the beginning of an answer that are searched for the first non-blank byte.
@@ -64,8 +65,8 @@ _PAGE_BYTES = 4096
 class Choice:
     """Options of a run, by names of lists and kinds of databases.
 
-    `only`: these and no others (empty: all). `force`: also files that are not due or unchanged. `dry_run`: change
-    nothing. `accept`: these without min_entries and without a comparison with the copy in force.
+    `only`: these and no others (empty: all). `force`: also files that are not due or have not changed. `dry_run`:
+    change nothing. `accept`: these without min_entries and without a comparison with the copy in force.
     """
 
     only: Collection[str] = ()
@@ -78,8 +79,8 @@ class Choice:
 class Outcome:
     """The result of a run.
 
-    `messages` has a line for each list or database that was not refused, `refused` a line for each that was. `changed`
-    names those with a new copy. `paths` are the files of all lists and databases with `from:`.
+    `refused` has a line for each list or database that was refused, `messages` a line for each other that was chosen.
+    `changed` names those with a new copy. `paths` are the files of all lists and databases with `from:`.
     """
 
     messages: list[str] = field(default_factory=list)
@@ -111,7 +112,7 @@ class _NewCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A list or a database that is fetched: one of the two is None. `names` select it on the command line."""
+    """A list or a database with `from:`; the other is None. Each of `names` selects it on the command line."""
 
     list: ListDefinition | None
     database: DatabaseDefinition | None
@@ -142,7 +143,7 @@ class _Wanted:
 
 
 def fetch(rules: Rules, choice: Choice) -> Outcome:
-    """Fetches lists and databases. Raises NoSourceError, UnreadableError if the rules file cannot be read."""
+    """Fetches lists and databases. Raises NoSourceError, and UnreadableError if the rules cannot be read."""
     return _Run(rules, choice).run()
 
 
@@ -256,8 +257,8 @@ class _Run:
         return _NewCopy(wanted, content, temporary, new_state, message, None if old is None else _sha256(old), modified)
 
     def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
-        """Refuses a database that cannot be used, is older, or has lost half of its networks. Returns the message.
-        Raises RefusedError.
+        """Refuses a database that cannot be used or, unless it is accepted, is older or has lost more than half of its
+        networks. Returns the message. Raises RefusedError.
         """
         (after, count), before = _read_database(definition, str(new)), None
         with contextlib.suppress(RefusedError):
@@ -277,7 +278,7 @@ class _Run:
         return f"{message} ({old_count:,} before, of {info.date})"
 
     def _condition(self, name: str) -> str:
-        """The condition that uses the list; cidr if none does."""
+        """The first condition that uses the list; cidr if none does."""
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
                 if any(definition.name == name for _, definition in written.lists):
@@ -285,7 +286,7 @@ class _Run:
         return "cidr"
 
     def _guard(self, name: str, source: Source, condition: str, content: bytes, old: bytes | None) -> str:
-        """Applies the guards to a new copy. Returns the message. Raises RefusedError."""
+        """Applies the guards to a new copy of a list. Returns the message. Raises RefusedError."""
         entries = [entry.text for entry in ListFile(name, content).entries()]
         if not entries:
             raise RefusedError("nothing arrived that is an entry")
@@ -311,7 +312,7 @@ class _Run:
         came, went = len(new_keys - old_keys), len(old_keys - new_keys)
         return f"{name}: {len(new_keys):,} entries (+{came:,} -{went:,})"
 
-    # --- All together -----------------------------------------------------------------------------------------------
+    # --- All new copies together ------------------------------------------------------------------------------------
 
     def _judge_together(self, new: list[_NewCopy]) -> list[_NewCopy]:
         """Returns the new copies with which the ruleset loads and passes its tests."""
@@ -403,7 +404,7 @@ def _converted(source: Source, condition: str, content: bytes, target: Path) -> 
 
 
 def _read_database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, int]:
-    """The database in a file, and how many networks it has, which takes some 2 s for a million. Raises RefusedError."""
+    """The database in a file, and the number of its networks; counting a million takes 2 s. Raises RefusedError."""
     try:
         found = DatabaseFile(path).read(frozenset(definition.max_ages), definition.max_ages)
         first = next(iter(found.values()))
@@ -427,8 +428,9 @@ def _format_time(seconds: float) -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes temporary files that a killed run has left beside a list."""
-    leftover = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
+    """Removes the temporary files that killed runs have left beside a list or database."""
+    names = "|".join(re.escape(name[:200]) for name in (target.name, state_path(str(target)).name))
+    leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
     before = time.time() - _LEFTOVER_SECONDS
     with os.scandir(target.parent) as folder:
         found = [each.path for each in folder if leftover.fullmatch(each.name) and each.stat().st_mtime < before]
@@ -455,7 +457,7 @@ def _keep_previous(target: Path) -> None:
 
 
 def _wait(target: Path, source: Source) -> float:
-    """Seconds until the list is due; 0 or less if it is."""
+    """Seconds until the list or database is due; 0 or less if it is due."""
     now = time.time()
     retry = 0.0
     with contextlib.suppress(OSError):
@@ -485,7 +487,7 @@ def _old_content(target: Path, max_bytes: int) -> bytes | None:
 
 
 def _read_state(target: Path) -> dict[str, str]:
-    """Reads the state of the last fetch; empty if there is none, or it cannot be read."""
+    """The state of the last fetch; empty if there is no state, or it cannot be read."""
     try:
         state = json.loads(read_file(str(state_path(str(target))), _MAX_STATE_BYTES))
     except (UnreadableError, OversizedError, ValueError, RecursionError):

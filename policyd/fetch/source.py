@@ -31,23 +31,24 @@ if TYPE_CHECKING:
 # Maximum number of redirects.
 MAX_REDIRECTS = 5
 
-# Seconds for all of a download, and for a connection or one read.
+# Maximum seconds of a download with its redirects, and of one connection or read.
 MAX_SECONDS = 300.0
 READ_SECONDS = 30.0
 
-# Seconds beyond MAX_SECONDS that the thread has to notice the deadline itself.
+# Seconds beyond MAX_SECONDS in which the thread may itself report that the time is up.
 _GRACE_SECONDS = 1.0
 
 # Maximum seconds of Retry-After that are obeyed; a longer wait would leave the list outdated.
 MAX_WAIT = 86400.0
 
+# Maximum bytes read or decompressed at once.
 _PIECE = 1 << 16
 _GZIP = b"\x1f\x8b"
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class FetchError(Exception):
-    """The list cannot be fetched. The message is one line; `retry_after` is how long the server asks to wait (s)."""
+    """The file cannot be fetched. The message is one line; `retry_after` is how long the server asks to wait (s)."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(printable(message))
@@ -64,7 +65,7 @@ class Validators:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer: the list's bytes, None if they have not changed, and the validators for the next fetch."""
+    """An answer: the file's bytes (None if they have not changed), and the validators for the next fetch."""
 
     content: bytes | None
     validators: Validators
@@ -73,8 +74,8 @@ class Fetched:
 def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BYTES) -> Fetched:
     """Gets the file at `url`, in which `{key}` stands for the key. Raises FetchError.
 
-    A thread does the work and is left behind, with its connection, if it takes too long. The timeouts of a
-    socket start again with each byte, so a server that sends a byte now and then would never reach them.
+    A thread does the work and is left behind, with its connection, if it takes too long. The timeouts of a socket are
+    not enough: they start again with each byte, so a server that sends a byte now and then never reaches them.
     """
     found: list[Fetched | Exception] = []
 
@@ -157,7 +158,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as sent; `_plain` decompresses it, so that the size limit applies."""
+    """The body as sent; `_plain` decompresses it, so that the size limit applies to the decompressed bytes."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip", "x-gzip", ""}:
         raise FetchError(f"Content-Encoding {encoding[:40]!r} was not asked for")

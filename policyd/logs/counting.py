@@ -9,7 +9,7 @@ _Value = TypeVar("_Value")
 
 
 def mail_key(sender: bytes, recipient: bytes) -> int:
-    """Returns a hash of a mail's sender and recipient, ignoring case: a retry of the mail has the same."""
+    """Returns a hash of a mail's sender and recipient, ignoring case; a retry of the mail has the same hash."""
     return hash((sender.lower(), recipient.lower()))
 
 
@@ -33,8 +33,8 @@ class Distinct:
 class Frequent(Generic[_Value]):
     """Counts each value's occurrences, and forgets the rarest values when there are too many.
 
-    A frequent value is counted exactly unless it was forgotten in between; `forgotten` is the number of forgotten
-    values.
+    A frequent value is counted exactly unless it was forgotten in between. `forgotten` counts how often a value was
+    forgotten.
     """
 
     def __init__(self, limit: int) -> None:

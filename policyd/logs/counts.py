@@ -45,7 +45,7 @@ class LineCounts:
     other: int = 0  # of other programs, or not about mail from outside
     unknown: int = 0  # in an unknown form
     blank: int = 0  # empty lines, included in `other`
-    repeated: int = 0  # additional mails from lines such as `message repeated 3 times`
+    repeated: int = 0  # repetitions of used lines, from lines such as `message repeated 3 times`
     hidden: int = 0  # journal entries whose text journalctl left out
     example: bytes = b""  # the first line in an unknown form or without a tag
     left_out: LeftOut = field(default_factory=LeftOut)

@@ -1,7 +1,7 @@
 """Reads logs of both kinds: the decisions of decision logs, and the mails of mail logs.
 
 The first block of a file shows its kind: only a decision log, bare or within a journal, has a decision there. Files of
-both kinds may be mixed.
+both kinds may be read together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Lines of a decision log, as one text with line ends, or mails of a mail log; one of the two is empty."""
+    """Lines of a decision log, as one text with line ends, or mails of a mail log; never both."""
 
     text: bytes = b""
     mails: Sequence[Observation] = ()

@@ -141,7 +141,7 @@ def total_bytes(paths: Iterable[str]) -> int | None:
 def read_blocks(
     paths: Iterable[str], advance: Callable[[int], None] | None = None, longest: int = MAX_LINE_BYTES
 ) -> Iterator[Block]:
-    """The lines of all files, one after the other; a line of more than `longest` bytes is cut there.
+    """Yields the lines of all files in blocks, file after file; a line of more than `longest` bytes is cut there.
 
     `advance` is called with the number of bytes read (compressed, if the file is) since the last call, for files of
     known size. Raises `LogError`.
@@ -158,13 +158,13 @@ def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Itera
     try:
         with io.BufferedReader(_open(path), BLOCK_BYTES) as file:
             modified = time.time() if path == STANDARD_INPUT else os.fstat(file.fileno()).st_mtime
-            regular = file.seekable()
+            has_size = file.seekable()
             first = True
             reported = 0
             for text, ended in _whole_lines(_decompressed(file), path, longest):
                 yield Block(path, first, modified, text, ended)
                 first = False
-                if regular:
+                if has_size:
                     position = file.raw.tell()
                     advance(position - reported)
                     reported = position

@@ -20,6 +20,7 @@ _MAX_ENTRY = 64 * 1024
 # Maximum nesting of JSON within JSON: a container runtime around a program that logs JSON.
 _MAX_DEPTH = 3
 
+# Names, in lower case, of the fields for the message, host, program, process id and timestamp. The first found counts.
 _MESSAGE = ("message", "msg", "log", "short_message", "line", "@message", "textpayload")
 _HOST = ("_hostname", "hostname", "host", "computer")
 _PROGRAM = (
@@ -46,8 +47,10 @@ _LENGTH_BYTES = 8
 def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entry | None:
     """Returns the entry with these fields, or None if they have no message.
 
-    An empty program means that only the message is known. `stamp` is the timestamp of the wrapping around the fields.
-    If the message itself begins with a tag, the tag counts instead of the fields.
+    `stamp`, the timestamp of the wrapping around the fields, is used if the fields have none. `depth` is the number of
+    JSON objects around the fields. A tag at the beginning of the message counts if the fields name no program, or if
+    the message has its own timestamp and the program's name has no slash: a container logs lines of other programs. The
+    program is empty if it is not known.
     """
     message, program = fields.get("MESSAGE"), fields.get("SYSLOG_IDENTIFIER")
     if isinstance(message, str) and isinstance(program, str) and "/" in program:
@@ -99,8 +102,8 @@ def _postfix_entry(fields: dict[str, Any], message: str, program: str) -> Entry:
 class Collector:
     """Collects an entry of several lines: `verbose`, `export` and `json-pretty`.
 
-    Feed it every line from the first for which `begins` is true. It returns the fields of an entry when the next entry
-    begins, or when `end` is called.
+    Feed it every line from the first for which `begins` is true. It returns the fields of an entry when the entry ends:
+    at an empty line, a closing brace or the next entry, or when `end` is called.
     """
 
     def __init__(self) -> None:
@@ -115,7 +118,7 @@ class Collector:
         return line.startswith(b"__CURSOR=") or line == b"{" or _VERBOSE_START.match(line) is not None
 
     def take(self, line: bytes) -> tuple[bool, dict[str, Any] | None]:
-        """Returns whether the line belongs to an entry, and the fields of an entry that is complete."""
+        """Returns whether the line belongs to an entry, and the fields of the entry that it completes."""
         if self._pretty is not None:
             return self._take_pretty(line)
         if line == b"{":
@@ -188,7 +191,7 @@ def _text(value: object) -> bytes | None:
     """Returns a field's bytes: text, a number, or the array of byte numbers that the journal writes for non-UTF-8
     values.
 
-    If there are several values, the first; None for a field that is missing, null or an object.
+    Returns the first of several values, and None for a field that is missing, null or an object.
     """
     if isinstance(value, list) and value:
         # Either byte numbers or several values; the first value may be byte numbers, too.

@@ -38,7 +38,7 @@ _MAX_LINE = 8 * 1024
 # Maximum bytes of a JSON line, which has a journal's fields around the message.
 _MAX_JSON_LINE = 64 * 1024
 
-# Maximum number of writers (host and program) whose readers are cached; all others are looked up again. 20 MB.
+# Maximum number of writers (host and program) whose readers are cached, in 20 MB; beyond it the cache is emptied.
 _MAX_WRITERS = 131_072
 
 # Maximum number of hosts; a central log server has thousands, and junk that looks like hosts must not fill memory.
@@ -47,10 +47,10 @@ _MAX_HOSTS = 16_384
 # Messages of a writer with an unknown name that are checked for a mail server's form.
 _MAX_TRIES = 1000
 
-# Maximum number of mails about which policyd may still be asked, by `instance`: one for each smtpd process.
-_MAX_INSTANCES = 4096
+# Maximum number of mails that may get further decisions, by `instance`; each smtpd process has one at a time.
+_MAX_PENDING = 4096
 
-# Maximum number of mails for one line: `last message repeated` may stand for all mails of an hour.
+# Maximum repetitions that one line such as `last message repeated 9 times` adds; it may stand for an hour of mail.
 _MAX_REPEATS = 10_000
 
 # A line of only these bytes counts as empty, also in a quotation.
@@ -65,7 +65,8 @@ _SHORTEST_STAMP = 14
 # A journal has the entries of every program; only those of a possible mail server are parsed as JSON.
 _IDENTIFIER = re.compile(rb'"SYSLOG_IDENTIFIER"\s*:\s*"([^"\\]{1,200})"')
 
-# Beginnings of a text that contains the message: Solaris's message id, rsyslog's repetitions, and pasted blanks.
+# Beginnings of a text around the message: Solaris's message id, rsyslog's repetitions, and pasted blanks; also of
+# `[88B blob data]`, which journalctl writes in place of a message.
 _WITHIN = (b"[", b"message repeated ", b" ")
 _MESSAGE_ID = re.compile(rb"\[ID \d{1,10} [a-z0-9]{1,10}\.[a-z]{1,10}\] ")
 _REPEATED = re.compile(rb"message repeated (\d{1,9}) times: \[ ?(.*)\]", re.DOTALL)
@@ -107,12 +108,13 @@ class MailLog:
         self.counts = LineCounts()
         self._clock = LogClock()
         self._observations: list[Observation] = []
-        self._readers: dict[bytes, Reader] = {}  # by the text between timestamp and process id
+        # By the text between timestamp and process id; for JSON, by `"` and the program.
+        self._readers: dict[bytes, Reader] = {}
         self._writers: dict[tuple[bytes, bytes], Reader] = {}  # by host and program
         self._open = OpenMails(self.counts.left_out)
         self._postfix: dict[bytes, PostfixHost] = {}
         self._sendmail: dict[bytes, SendmailLog] = {}
-        # By `instance`: mails about which policyd was asked, and may be asked again.
+        # By `instance`: mails with a decision that may get further decisions.
         self._pending: dict[bytes, Observation] = {}
         # In lines like the last one learned: where the timestamp begins, and where to search for the blank after it.
         self._start, self._behind = 0, _SHORTEST_STAMP
@@ -297,11 +299,11 @@ class MailLog:
             return self._sendmail_of(host)
         instance, slash, daemon = program.partition(b"/")
         if not slash:
-            return self._undecided(host, program)
+            return self._unknown_writer(host, program)
         # `postfix/submission/smtpd` is a service of the instance `postfix`, whose queue it shares.
         daemon = daemon.rpartition(b"/")[2]
         if not PostfixHost.knows(daemon):
-            return self._undecided(host, program)
+            return self._unknown_writer(host, program)
         postfix = self._postfix_of(host)
         return postfix.reader(instance, daemon) if postfix is not None else self._too_many_hosts
 
@@ -331,35 +333,35 @@ class MailLog:
         self.counts.left_out.hosts += 1
         return False
 
-    def _undecided(self, host: bytes, program: bytes) -> Reader:
-        undecided = _Undecided(host, program)
-        undecided.read = partial(self._try, undecided)
-        return undecided.read
+    def _unknown_writer(self, host: bytes, program: bytes) -> Reader:
+        unknown = _UnknownWriter(host, program)
+        unknown.read = partial(self._try, unknown)
+        return unknown.read
 
-    def _try(self, undecided: _Undecided, stamp: bytes, pid: bytes, message: bytes) -> bool:
+    def _try(self, unknown: _UnknownWriter, stamp: bytes, pid: bytes, message: bytes) -> bool:
         """Reads a message of a writer that may or may not be a mail server."""
         text = message[message_id.end() :] if (message_id := _MESSAGE_ID.match(message)) is not None else message
-        if (read := self._reader_by_shape(undecided.host, text)) is not None:
-            self._decide(undecided, read)
+        if (read := self._reader_by_shape(unknown.host, text)) is not None:
+            self._set_reader(unknown, read)
             return read(stamp, pid, text)
         # A container whose lines syslog or the journal has wrapped: each may be of another program.
         if is_stamped(text) and (inner := unwrap(text)).program:
-            read = self._reader(inner.host or undecided.host, inner.program)
+            read = self._reader(inner.host or unknown.host, inner.program)
             return self._read_message(read, inner.stamp, inner.pid, inner.message)
         if (decision := reader.parse(text)) is not None:
             return self._add_decision(decision)
-        undecided.left -= 1
-        if not undecided.left:
-            self._decide(undecided, _ignore)
+        unknown.left -= 1
+        if not unknown.left:
+            self._set_reader(unknown, _ignore)
         return False
 
-    def _decide(self, undecided: _Undecided, read: Reader) -> None:
+    def _set_reader(self, unknown: _UnknownWriter, read: Reader) -> None:
         """Makes `read` the reader of a writer, once its program is known."""
-        self._writers[undecided.host, undecided.program] = read
-        for key in [key for key, known in self._readers.items() if known is undecided.read]:
+        self._writers[unknown.host, unknown.program] = read
+        for key in [key for key, known in self._readers.items() if known is unknown.read]:
             self._readers[key] = read
 
-    # --- Entries that are fields ------------------------------------------------------------------------------------
+    # --- Entries with fields ----------------------------------------------------------------------------------------
 
     def _json(self, line: bytes, stamp: bytes) -> bool | None:
         """Reads JSON of policyd, `journalctl -o json` or another logger; returns None for other lines."""
@@ -421,11 +423,11 @@ class MailLog:
         seen = self._pending.pop(decision.instance, None) if decision.instance else None
         observation = self._observation(decision)
         if seen is not None:
-            observation = _with_recipient(seen, observation)
+            observation = _combined(seen, observation)
         if not decision.instance:
             self._observations.append(observation)
             return True
-        if len(self._pending) >= _MAX_INSTANCES:
+        if len(self._pending) >= _MAX_PENDING:
             self._observations.append(self._pending.pop(next(iter(self._pending))))
         self._pending[decision.instance] = observation
         return True
@@ -434,7 +436,7 @@ class MailLog:
         names = decision.claimed
         name_status = _NAME_STATUSES.get(decision.reverse_dns, NameStatus.UNKNOWN)
         if decision.hostname:
-            # If no rule needed the identity, Postfix's checked name is used.
+            # Also without `rdns=`: if no rule needed the identity, the log has the name that Postfix verified.
             names, name_status = (decision.hostname,), NameStatus.VERIFIED
         return Observation(
             self._clock.seconds(decision.time),
@@ -479,8 +481,7 @@ def _refuse_foreign(name: str, before: LineCounts, after: LineCounts) -> None:
         quoted = quote(after.example)
         raise LogError(
             f"{name}: not a mail log: none of its {lines:,} lines has the form of syslog, of the journal or of "
-            "policyd's"
-            f" decision log{f'; the first begins with {quoted}' if quoted else ''}; {WAYS_OUT}"
+            f"policyd's decision log{f'; the first begins with {quoted}' if quoted else ''}; {WAYS_OUT}"
         )
 
 
@@ -489,6 +490,7 @@ WAYS_OUT = (
     "write plain lines with `grep -h`, `docker compose logs --no-log-prefix`, `journalctl -o short` or the syslog"
     " daemon's traditional format"
 )
+# Maximum characters of a quoted line.
 _QUOTED_LENGTH = 60
 
 
@@ -499,13 +501,13 @@ def quote(line: bytes) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class _Undecided:
+class _UnknownWriter:
     """A writer with an unknown name, until one of its messages has the form of a mail server's."""
 
     host: bytes
     program: bytes
     left: int = _MAX_TRIES
-    read: Reader | None = None  # its reader while it is undecided
+    read: Reader | None = None  # its reader until then
 
 
 def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:
@@ -517,7 +519,8 @@ def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:
 _BEST = (Outcome.PASSED, Outcome.DEFERRED, Outcome.REJECTED)
 
 
-def _with_recipient(seen: Observation, new: Observation) -> Observation:
+def _combined(seen: Observation, new: Observation) -> Observation:
+    """Returns the mail of two decisions, with the recipients of both and the better outcome."""
     recipients = seen.recipients
     if new.recipients and new.recipients[0] not in recipients and len(recipients) < MAX_RECIPIENTS:
         recipients += new.recipients

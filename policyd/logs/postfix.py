@@ -1,7 +1,7 @@
 """Combines Postfix's log lines into mail transactions.
 
-The lines of one mail come from several daemons and share its queue id. A refused mail has none (`NOQUEUE`); its lines
-share the smtpd process, or the client's address if the log has no process ids. postscreen is one process for all
+The lines of one mail come from several daemons and share its queue id. A refused mail has no queue id (`NOQUEUE`); its
+lines share the smtpd process, or the client's address if the log has no process ids. postscreen is one process for all
 clients; its lines share address and port. A mail that goes to a content filter and returns under another queue id is
 one mail, with the outcome of the second queue id. Formats as in Postfix 2.3 to 3.12 (smtpd.c, smtpd_check.c,
 smtpd_proxy.c, smtpd_peer.c for the names and the warnings about them, postscreen.c, cleanup_milter.c, qmgr_active.c,
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from policyd.logs.timestamps import LogClock
 
 # Maximum number of mails that are open at the same time, on all hosts: those in the queue, and those that their client
-# has begun and left. A mail takes about 1 KB, so all of them 64 MB. The host's oldest mail is dropped first, and
-# counted with the facts known so far.
+# has begun and left. A mail takes about 1 KB, so all of them 64 MB. Beyond the maximum, each new mail ends the oldest
+# open mail of its Postfix instance, which is counted with the facts known so far.
 MAX_OPEN = 65_536
 
-# Maximum number of remembered sessions of one host, one for each smtpd process; default_process_limit is 100, large
-# sites set a few thousand.
+# Maximum number of remembered sessions of one Postfix instance: one for each smtpd process, for each client of
+# postscreen, and for each address in a log without process ids. default_process_limit is 100, large sites set a few
+# thousand.
 MAX_SESSIONS = 16_384
 
 # Maximum number of Postfix instances of one host; multi-instance setups have a handful. All further instances share one
@@ -52,7 +53,7 @@ _MAX_FILTERS = 8
 # Maximum number of mails from a filter compared with its answer, newest first, if the answer has no queue id.
 _MAX_COMPARED = 64
 
-# Nearly every refusal, in one match. The last group, in the user's place, is empty.
+# Nearly every refusal, in one match. The last group is empty: it stands for the user, whom such a line does not name.
 _USUAL_REFUSAL = re.compile(
     rb"(reject|milter-reject): ([A-Z][A-Z-]*) from ([^[]*)\[([0-9A-Fa-f:.]+)\]: "
     rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>()"
@@ -63,7 +64,7 @@ _REFUSAL = re.compile(
     rb"(reject|milter-reject|discard|milter-discard): ([A-Z][A-Z-]*) "
     rb"from ([^\s\[]*)\[([0-9A-Fa-f:.]+|unknown)\](?::\d+)?: "
 )
-# The start of a refusal by header_checks(5) or body_checks(5), which begins with the line of the mail.
+# The start of a refusal by header_checks(5) or body_checks(5); the refused line of the mail follows.
 _CONTENT_REFUSAL = re.compile(rb"(reject|discard): (header|body|mime-header|nested-header) ")
 # Lines of postscreen that end a session, with the address and port that name it.
 _SCREENED = re.compile(rb"(?:DISCONNECT|HANGUP|PASS (?:NEW|OLD)) ?(?:after \S+ from )?(\[[0-9A-Fa-f:.]+\]:\d+)")
@@ -86,7 +87,7 @@ _OLD_WRONG_NAME = re.compile(
     rb"warning: ([0-9A-Fa-f:.]+): "
     rb"(?:address not listed for hostname (\S+)|hostname (\S+) verification failed(?:: (.*))?)"
 )
-# gai_strerror(3) of EAI_AGAIN, the only temporary error.
+# The beginning of gai_strerror(3) for EAI_AGAIN, the only temporary error.
 _TEMPORARY = b"Temporary failure"
 
 # Searching bytes for a number is ten times as fast as searching for bytes.
@@ -154,8 +155,8 @@ class _Mail:
         self.queue_id = b""  # empty for a mail that a filter takes before the queue
         self.ended = False
         self.reported = False  # already among the observations
-        self.parent: _Mail | None = None  # the mail given to a filter, which returned this mail
-        self.children: tuple[bytes, ...] = ()  # queue ids of mails that filters returned
+        self.parent: _Mail | None = None  # the mail that a filter returned, or an alias forwarded, as this mail
+        self.children: tuple[bytes, ...] = ()  # queue ids of mails that filters returned or aliases forwarded
         self.waits = 0  # children that have not ended
 
     def observation(self) -> Observation:
@@ -175,7 +176,7 @@ class _Mail:
         )
 
     def absorb(self, child: _Mail) -> None:
-        """Takes over the outcome of the mail that a filter returned."""
+        """Takes over the outcome of a mail that a filter returned or an alias forwarded."""
         if not self.recipients:
             self.recipients = child.recipients
         if self.sender is None:
@@ -212,7 +213,7 @@ class OpenMails:
         self.expected: dict[tuple[bytes, bytes], _Mail] = {}  # given to a filter whose answer has this queue id
 
     def flush(self, observations: list[Observation]) -> None:
-        """Ends the log: a mail without a filter's answer counts as a separate mail."""
+        """Ends the log: a mail that no filter's answer names counts as a separate mail."""
         observations.extend(mail.observation() for mail in self.returned.values() if mail.ended and not mail.waits)
         self.returned.clear()
         self.expected.clear()
@@ -260,7 +261,7 @@ class PostfixHost:
     # --- Filters ----------------------------------------------------------------------------------------------------
 
     def may_be_returned(self, queue_id: bytes, mail: _Mail) -> None:
-        """Notes a mail from this host or a private network, for a filter's answer that names it."""
+        """Remembers a mail from this host or a private network until a filter's answer names it."""
         key = self.name, queue_id
         parent = self.open_mails.expected.pop(key, None)
         if parent is not None and not _goes_back_to(parent, mail):
@@ -283,7 +284,7 @@ class PostfixHost:
     def claim(self, queue_id: bytes, parent: _Mail) -> bool:
         """Joins `parent`, a mail given to a filter, with the mail that the filter returned, if that has been read.
 
-        Returns whether it has.
+        Returns whether it has. If not, `parent` waits in `expected` for that mail.
         """
         key = self.name, queue_id
         child = self.open_mails.returned.get(key)
@@ -307,7 +308,7 @@ class PostfixHost:
             parent.waits += 1
 
     def claim_by_sender(self, parent: _Mail) -> bool:
-        """Like `claim`, but for a filter before the queue whose answer has no queue id."""
+        """Like `claim`, but for a filter before the queue whose answer does not name the returned mail."""
         compared = 0
         possible = b""
         for (host, queue_id), child in reversed(self.open_mails.returned.items()):
@@ -458,7 +459,7 @@ class _Instance:
         mail.sasl_username = sasl_username
         session = self._sessions.get(pid or b"@" + session_address[1])
         if session is not None and session.refused is not None and session.refused.client_address == address:
-            # Recipients refused before the first was accepted belong to this mail if the sender is the same.
+            # Recipients refused before any was accepted belong to this mail if the sender is the same.
             if session.refused_state == b"RCPT":
                 mail.earlier, session.refused = session.refused, None
             else:
@@ -561,9 +562,8 @@ class _Instance:
         if session is None:
             if len(self._sessions) >= MAX_SESSIONS:
                 oldest = next(iter(self._sessions))
-                self._open_mails.left_out.sessions += (
-                    oldest.isdigit()
-                )  # a session by address never ends, so it does not count
+                # Only sessions by process id count as left out: a log may have any number of addresses.
+                self._open_mails.left_out.sessions += oldest.isdigit()
                 self._end_session(self._sessions.pop(oldest))
             session = self._sessions[key] = _Session()
         return session
@@ -653,7 +653,7 @@ class _Instance:
         )
         return True
 
-    # --- From the queue on ------------------------------------------------------------------------------------------
+    # --- cleanup, qmgr and the delivery agents ----------------------------------------------------------------------
 
     def _cleanup(self, stamp: bytes, _pid: bytes, message: bytes) -> bool:
         """`milter-reject: END-OF-MESSAGE from ...` and header_checks; the queue manager never sees such a mail."""
@@ -747,7 +747,7 @@ class _Instance:
         return True
 
     def _goes_on(self, mail: _Mail, relay: bytes, text: bytes) -> bool:
-        """Whether a mail that was sent to a filter, or by an alias, returns under another queue id."""
+        """Whether a mail that a filter took, or that an alias forwards, goes on under another queue id."""
         if text.find(b"ed as ") < 0:
             return False
         named = _QUEUED_AS.search(text)

@@ -1,6 +1,6 @@
 """Combines sendmail's log lines into mail transactions.
 
-One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
+One mail has a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
 attempt to deliver; all begin with its queue id, except the line of a client that is refused at once (check_relay). A
 user's login is logged before all of them, by the same process. A mail that a second sendmail on the same host takes
 from the first (with a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and
@@ -29,13 +29,14 @@ _MAX_USERS = 4096
 _MAX_RETURNED = 4096
 
 _QUEUE_ID = re.compile(rb"([A-Za-z0-9]{8,20}): ")
-# A verified name; a name with `(may be forged)` did not verify; without a name the lookup found none. The answer of an
-# ident server may precede the name.
+# `name [address]`: the name is verified, unless `(may be forged)` follows; without a name, the lookup found none or
+# failed. The answer of an ident server may precede the name.
 _RELAY = re.compile(rb"relay=(?:[^@\s\[,]*@)?([^\s\[,]*) ?\[(?:IPv6:)?([0-9A-Fa-f.:]+)\]( \(may be forged\))?")
 _RULESET = re.compile(rb"ruleset=(check_\w+), arg1=(.*?)(?:, arg2=(.*?))?, relay=")
 _AUTHENTICATED = re.compile(rb"(?:NOQUEUE: )?AUTH=server, relay=(.*), authid=([^,]*), mech=")
 # RFC 3848: the protocol shows a login, even if the line with the user is not in the log.
 _PROTO_AUTH = re.compile(rb", proto=E?SMTPS?A,")
+# The name of a user whose login only the protocol shows.
 _UNKNOWN_USER = b"unknown"
 _SENT_ON = re.compile(rb"Sent \((?:\d{3} \d\.\d\.\d )?(?:.*queued as )?([A-Za-z0-9]{8,20})\b")
 _LOOPBACK = re.compile(rb"127\.|::1$|0:0:0:0:0:0:0:1$|IPv6:::1$")
@@ -158,7 +159,7 @@ class SendmailLog:
                 _refuse(mail, b"sendmail", b"no recipient was accepted (nrcpts=0)")
             self._finish(queue_id)
         elif mail.outcome is not Outcome.UNKNOWN and mail.by != b"milter":
-            mail.outcome = Outcome.UNKNOWN  # some recipients were refused, but not these
+            mail.outcome = Outcome.UNKNOWN  # some recipients were refused, and the others accepted
             mail.recipients.clear()
         return True
 
@@ -320,7 +321,7 @@ def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
 
 
 def _refuse(mail: _Mail, by: bytes, text: bytes) -> None:
-    """Notes a refused recipient. A deferral takes precedence over a rejection, because the mail may come again."""
+    """Notes a refusal. A deferral takes precedence over a rejection, because the mail may come again."""
     outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
     if mail.outcome is Outcome.UNKNOWN or outcome is Outcome.DEFERRED:
         mail.outcome, mail.by, mail.text = outcome, by, text

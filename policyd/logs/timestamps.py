@@ -20,8 +20,8 @@ _MONTHS = {
     )
 }
 
-# The hour, then the minute, second and fraction. `Aug 03` is journald's, `Mar 9` some sendmail's; a raw syslog stream
-# has a priority such as `<22>`.
+# The groups are the hour with its date, then these in parts, the minute, the second and the fraction. `Aug 03` is
+# journald's, `Mar 9` some sendmail's; a raw syslog stream has a priority such as `<22>`.
 _SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)([.,]\d{1,9})?")
 _RFC3339 = re.compile(
     rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?: ?(Z|[+-]\d\d:?\d\d))?", re.IGNORECASE
@@ -45,7 +45,7 @@ _UNIX = re.compile(rb"(\d{9,10}(?:\.\d{1,9})?)(\d{3})?")
 # https://cr.yp.to/libtai/tai64.html: seconds of TAI from 2^62, then nanoseconds. TAI is 37 s ahead of UTC since 2017.
 _TAI64N = re.compile(rb"@4([0-9a-f]{15})([0-9a-f]{8})")
 _TAI_AHEAD = 37
-# By its two digits: the second at the end of a timestamp like `Aug  3 12:15:23`.
+# The second at the end of a timestamp like `Aug  3 12:15:23`, by its two digits.
 _SECOND = {b"%02d" % second: second for second in range(60)}
 
 _DAY = 86400.0
@@ -76,7 +76,7 @@ class LogClock:
     def start_file(self, modified: float) -> None:
         """Begins a file that was last written to at `modified` (Unix seconds).
 
-        The first timestamp without a year is dated within the year before `modified`.
+        The first timestamp without a year gets the latest year that puts it at most two days after `modified`.
         """
         self._latest = modified + _FUTURE
         self._previous = None
@@ -110,7 +110,7 @@ class LogClock:
             seconds = int(tai[1], 16) - _TAI_AHEAD + int(tai[2], 16) / 1e9
             return seconds if 0 <= seconds < _MAX_TIME else None
         if unix := _UNIX.fullmatch(stamp):
-            return float(unix[1])  # three more digits, without a point, are milliseconds
+            return float(unix[1])  # three more digits, without a point, are milliseconds, which are dropped
         stamp = stamp[weekday.end() :] if (weekday := _WEEKDAY.match(stamp)) else stamp
         if nearly := _NEARLY_RFC3339.match(stamp):
             year, month, day, time, zone = nearly.groups()
@@ -192,7 +192,7 @@ def rfc3339(seconds: float | None) -> str:
 
 
 def parse_since(text: str, now: float) -> float:
-    """`7d`, `12h`, `2026-11-21` or `2026-11-21T17:00` (local unless it has an offset) as Unix seconds.
+    """Converts `7d`, `12h`, `2026-11-21` or `2026-11-21T17:00` (local unless it has an offset) to Unix seconds.
 
     Raises ValueError with a message for the user.
     """

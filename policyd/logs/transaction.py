@@ -1,8 +1,8 @@
 """One mail transaction from a log, in the same form for every mail server.
 
 Values are the log's bytes, with escapes undone. They may contain anything, so escape them before they go to a terminal,
-a page or a rule. An Observation is a NamedTuple and not a dataclass, because each mail of a log makes one, and making a
-frozen dataclass takes four times as long.
+a page or a rule. An Observation is a NamedTuple and not a dataclass, because each mail of a log makes one, and an
+instance of a frozen dataclass takes four times as long to make.
 """
 
 from __future__ import annotations
@@ -60,6 +60,6 @@ class Observation(NamedTuple):
     owner: Owner = NO_OWNER  # from the decision log; mail logs have none
 
 
-# Recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)), sendmail's default is higher, but the
-# first thousand recipients of such bulk mail are enough.
+# Maximum number of recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)). sendmail's default
+# is higher, but the first thousand recipients of such bulk mail are enough.
 MAX_RECIPIENTS = 1000

@@ -121,7 +121,7 @@ _LAYER = re.compile(
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 # Web pages and mails have this character in place of a blank.
 _NO_BREAK_SPACE = b"\xc2\xa0"
-_STAMP_LENGTH = 60  # maximum bytes of a timestamp and its prefixes
+_STAMP_LENGTH = 60  # maximum bytes of a timestamp and its prefixes, where no-break spaces are looked for
 _QUOTES = b"\"'`"
 
 # Messages of syslogd in place of repeated lines: `last message repeated 3 times` (BSD, Solaris, macOS), and syslog-ng's
@@ -187,7 +187,7 @@ def _entry(found: re.Match[bytes], *, as_written: bool) -> Entry:
 
 
 def repeats(line: bytes) -> int:
-    """Returns how often a line repeats the one before it; 0 for any other line."""
+    """Returns the count in a line such as `last message repeated 3 times`; 0 for any other line."""
     found = _REPEATED.match(line) if b"essage" in line[:200] else None
     return int(found[1]) if found is not None else 0
 

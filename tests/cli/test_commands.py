@@ -42,7 +42,7 @@ def test_help_shows_each_example_on_its_own_line(run: Run) -> None:
         ("\x1b[2J", ""),
     ],
 )
-def test_an_unknown_command_gets_a_suggestion(run: Run, name: str, hint: str) -> None:
+def test_an_unknown_command_gets_a_suggestion_if_its_name_is_similar(run: Run, name: str, hint: str) -> None:
     shown = name.replace("\x1b", r"\x1b")
     assert run(name) == (2, "", f"policyd: there is no command '{shown}'{hint} (see policyd --help)\n")
 

@@ -91,7 +91,9 @@ def test_strict_fails_after_a_loss(run: Run, table: Path) -> None:
         (("export", "plain", "--rules", SHIPPED, "-o", "/no/such/folder/x"), 2, "/no/such/folder/x: cannot be written"),
     ],
 )
-def test_an_error_is_one_line_and_a_status(run: Run, arguments: tuple[str], status: int, message: str) -> None:
+def test_an_error_has_a_message_and_a_status_but_no_traceback(
+    run: Run, arguments: tuple[str], status: int, message: str
+) -> None:
     ended = run(*arguments)
     assert (ended.status, ended.out) == (status, "")
     assert message in ended.err.splitlines()[-1]
@@ -183,7 +185,7 @@ def test_losses_are_reported_even_without_any_result(run: Run, table: Path) -> N
     assert ended.err.splitlines()[-1] == f"policyd: {table}: nothing of the format postfix-cidr could be read"
 
 
-def test_any_unused_list_is_exported_or_reported(run: Run, tmp_path: Path) -> None:
+def test_the_entries_of_an_unused_list_are_exported_or_reported(run: Run, tmp_path: Path) -> None:
     entries = tmp_path / "list.txt"
     rules = tmp_path / "rules.yaml"
     rules.write_text("lists: {x: {file: list.txt}}\nrules: [{name: a, match: {helo_name: y}, action: REJECT}]\n")

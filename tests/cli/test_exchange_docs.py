@@ -23,25 +23,25 @@ PAGE = (Path(__file__).parents[2] / "docs" / "import-export.md").read_text()
 FILES = dict(re.findall(r"`([\w./-]+)`:\n\n```(?:text|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
-class Shown(NamedTuple):
+class Example(NamedTuple):
     """A command and its output in the page: standard error, then standard output."""
 
     command: str
     printed: str
 
 
-def shown() -> list[Shown]:
+def examples() -> list[Example]:
     found = []
     for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         for command in block.split("$ policyd ")[1:]:
             line, _, printed = command.partition("\n")
-            found.append(Shown(line, printed))
+            found.append(Example(line, printed))
     return found
 
 
-@pytest.mark.parametrize("example", shown(), ids=lambda example: example.command)
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.command)
 def test_the_page_shows_what_the_command_prints(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: Shown
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: Example
 ) -> None:
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
@@ -51,6 +51,6 @@ def test_the_page_shows_what_the_command_prints(
 
 
 def test_every_format_has_an_example() -> None:
-    commands = [example.command.split() for example in shown()]
+    commands = [example.command.split() for example in examples()]
     assert {words[1] for words in commands if words[0] == "import"} >= set(importing.FORMATS) - {"postfix-regexp"}
     assert {words[1] for words in commands if words[0] == "export"} == set(exporting.FORMATS) - {"json"}

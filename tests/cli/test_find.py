@@ -20,28 +20,30 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Ended]
 
-ONE = line(id="0A1B2C3D", client="x.example[192.0.2.1]")
-TWO = line("DUNNO", id="0A1B2C3E", rule="", client="unknown[192.0.2.2]").replace("rdns=verified", "claimed=x.example")
+VERIFIED = line(id="0A1B2C3D", client="x.example[192.0.2.1]")
+CLAIMED = line("DUNNO", id="0A1B2C3E", rule="", client="unknown[192.0.2.2]").replace(
+    "rdns=verified", "claimed=x.example"
+)
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "decisions.log"
-    path.write_text(ONE + TWO + ONE)
+    path.write_text(VERIFIED + CLAIMED + VERIFIED)
     return path
 
 
 def test_find_prints_decisions_as_logged(run: Run, log: Path) -> None:
-    assert run("find", "--client", "192.0.2.2", log) == (0, TWO, "")
-    assert run("find", "--client", "192.0.2.1", "--client", "192.0.2.0/31", log) == (0, ONE + ONE, "")
+    assert run("find", "--client", "192.0.2.2", log) == (0, CLAIMED, "")
+    assert run("find", "--client", "192.0.2.1", "--client", "192.0.2.0/31", log) == (0, VERIFIED + VERIFIED, "")
     objects = [json.loads(text) for text in run("find", "--suffix", "x.example", "--json", log).out.splitlines()]
     assert [each["id"] for each in objects] == ["0A1B2C3D", "0A1B2C3E", "0A1B2C3D"]
 
 
 def test_find_reads_the_log_that_the_settings_name(run: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "policyd.yaml").write_text(f"decision_log: {{path: {log.name}}}\n")
-    (tmp_path / "decisions.log.1").write_text(TWO)
-    assert run("find", "-c", tmp_path / "policyd.yaml", "--client", "192.0.2.2") == (0, TWO + TWO, "")
+    (tmp_path / "decisions.log.1").write_text(CLAIMED)
+    assert run("find", "-c", tmp_path / "policyd.yaml", "--client", "192.0.2.2") == (0, CLAIMED + CLAIMED, "")
 
 
 def test_find_by_prints_count_first_last_and_value(run: Run, log: Path) -> None:

@@ -167,7 +167,7 @@ def test_suggest_reports_that_there_is_nothing_to_suggest(run: Run) -> None:
     assert ended.err.startswith("policyd: nothing to suggest: 35 mails, 35 refused or deferred, 34 of these decided")
 
 
-# --- Kinds of logs that were misread ----------------------------------------------------------------------------------
+# --- Logs that earlier versions misread -----------------------------------------------------------------------------
 
 
 def log_file(folder: Path, *lines: str) -> Path:
@@ -176,13 +176,14 @@ def log_file(folder: Path, *lines: str) -> Path:
     return log
 
 
-def refused(number: int, client: str, text: str, *, state: str = "RCPT", to: str = "b@example.net") -> str:
+def refusal(number: int, client: str, text: str, *, state: str = "RCPT", to: str = "b@example.net") -> str:
     return (
         f"Jan  5 10:00:01 mx postfix/smtpd[{number}]: NOQUEUE: reject: {state} from {client}: {text};"
         f" from=<a@example.com> to=<{to}> proto=ESMTP helo=<h.example.com>"
     )
 
 
+# Clients of a large mail provider.
 PROVIDER = [f"mail-ed{n}-f41.google.com[209.85.208.{n}]" for n in range(1, 6)]
 
 
@@ -210,7 +211,7 @@ PROVIDER = [f"mail-ed{n}-f41.google.com[209.85.208.{n}]" for n in range(1, 6)]
     ],
 )
 def test_suggest_ignores_refusals_that_are_not_about_the_client(run: Run, tmp_path: Path, text: str) -> None:
-    log = log_file(tmp_path, *(refused(n, client, text) for n, client in enumerate(PROVIDER)))
+    log = log_file(tmp_path, *(refusal(n, client, text) for n, client in enumerate(PROVIDER)))
     ended = run("suggest", log)
     assert (ended.status, ended.out) == (1, "")
     assert (
@@ -235,7 +236,7 @@ def test_suggest_ignores_bounces_by_other_servers(run: Run, tmp_path: Path) -> N
 
 def test_suggest_ignores_mail_that_was_delivered_later(run: Run, tmp_path: Path) -> None:
     deferred = "450 4.7.25 Client host rejected: cannot find your hostname"
-    lines = [refused(n, client, deferred, to=f"b{n}@example.net") for n, client in enumerate(PROVIDER)]
+    lines = [refusal(n, client, deferred, to=f"b{n}@example.net") for n, client in enumerate(PROVIDER)]
     assert run("suggest", log_file(tmp_path, *lines)).status == 0
     later = [
         # The provider tries again from its other hosts.
@@ -252,8 +253,8 @@ def test_suggest_ignores_mail_that_was_delivered_later(run: Run, tmp_path: Path)
 def test_suggest_shows_reasons_and_marks_a_large_mail_provider(run: Run, tmp_path: Path) -> None:
     text = "554 5.7.1 <b@example.net>: Relay access denied"
     listed = "554 5.7.1 Service unavailable; Client host [209.85.208.9] blocked using bl.example; https://bl.example/q"
-    lines = [refused(n, client, text) for n, client in enumerate(PROVIDER)]
-    lines.append(refused(9, "mail-ed9-f41.google.com[209.85.208.9]", listed))
+    lines = [refusal(n, client, text) for n, client in enumerate(PROVIDER)]
+    lines.append(refusal(9, "mail-ed9-f41.google.com[209.85.208.9]", listed))
     ended = run("suggest", log_file(tmp_path, *lines))
     assert "match: {hostname_suffix: google.com}" in ended.out
     assert "  # google.com: a large mail provider, whose other users' mail would be refused as well" in ended.out
@@ -272,7 +273,7 @@ def test_every_candidate_of_a_large_mail_provider_has_a_remark(
     run: Run, tmp_path: Path, client: str, sender: str
 ) -> None:
     lines = [
-        refused(n, f"{client.format(n=n)}[198.{n}.100.7]", "554 5.7.1 no").replace("a@example.com", sender.format(n=n))
+        refusal(n, f"{client.format(n=n)}[198.{n}.100.7]", "554 5.7.1 no").replace("a@example.com", sender.format(n=n))
         for n in range(1, 6)
     ]
     candidates = json.loads(run("suggest", "--json", log_file(tmp_path, *lines)).out)["candidates"]
@@ -281,7 +282,7 @@ def test_every_candidate_of_a_large_mail_provider_has_a_remark(
 
 
 def test_suggest_reports_private_clients(run: Run, tmp_path: Path) -> None:
-    lines = [refused(n, f"printer{n}.lan[192.168.1.{n}]", "554 5.7.1 no") for n in (1, 2)]
+    lines = [refusal(n, f"printer{n}.lan[192.168.1.{n}]", "554 5.7.1 no") for n in (1, 2)]
     ended = run("suggest", log_file(tmp_path, *lines))
     assert ended.status == 1
     assert "2 mails, 2 refused or deferred, 2 of these from private addresses" in ended.err
@@ -348,7 +349,7 @@ def test_replay_of_hundreds_of_mails_with_two_timestamps_counts_all(run: Run, tm
 
 def test_replay_fails_if_lines_were_left_out(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maillog, "_MAX_HOSTS", 2)
-    log = log_file(tmp_path, *(refused(n, "a[192.0.2.1]", "554 no").replace(" mx ", f" mx{n} ") for n in range(3)))
+    log = log_file(tmp_path, *(refusal(n, "a[192.0.2.1]", "554 no").replace(" mx ", f" mx{n} ") for n in range(3)))
     ended = run("replay", "--rules", SHIPPED, "--fail-if-delivered", "0", log)
     assert ended.status == 2
     assert ended.err.startswith("policyd: 0 delivered mails would have been refused, and there may be more: 1 lines")
@@ -373,7 +374,7 @@ def test_unreadable_lines_are_quoted_with_advice(run: Run, tmp_path: Path, line:
 
 
 def test_replay_quotes_an_unreadable_line_among_others(run: Run, tmp_path: Path) -> None:
-    ended = run("replay", "--rules", SHIPPED, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no"), "\x1b]0;hi"))
+    ended = run("replay", "--rules", SHIPPED, log_file(tmp_path, refusal(1, "a[192.0.2.1]", "554 no"), "\x1b]0;hi"))
     assert "note: 1 line in no known form, as '?]0;hi'" in ended.out
 
 
@@ -381,7 +382,7 @@ def test_replay_quotes_an_unreadable_line_among_others(run: Run, tmp_path: Path)
 def test_commands_for_the_decision_log_name_the_commands_for_a_mail_log(
     run: Run, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    ended = run(*command, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no")))
+    ended = run(*command, log_file(tmp_path, refusal(1, "a[192.0.2.1]", "554 no")))
     assert ended.status != 0
     assert "it is a mail log, which `policyd replay` and `policyd suggest` read" in ended.err
     assert ended.out == ""

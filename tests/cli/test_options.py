@@ -38,6 +38,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+# Commands, each with a part of its output.
 COMMANDS = {
     ("check",): "1 rule, 1 network",
     ("explain", "client_address=192.0.2.1"): "installed",
@@ -51,7 +52,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 @pytest.mark.usefixtures("installed")
-def test_every_command_uses_the_installed_settings_by_default(run: Run, command: tuple[str, ...]) -> None:
+def test_commands_use_the_installed_settings_by_default(run: Run, command: tuple[str, ...]) -> None:
     ended = run(*command)
     assert ended.status == 0, ended.err
     assert COMMANDS[command] in ended.out

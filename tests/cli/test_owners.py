@@ -1,4 +1,4 @@
-"""The commands that use the systems and countries of clients: suggest, stats, report, replay."""
+"""The commands that use the systems and countries of clients: suggest, find, report, replay, explain and check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INCIDENTS = (DATA / "maillog.sendmail", DATA / "maillog.postfix")
 
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
-    """A ruleset whose database knows the network of the second incident."""
+    """A ruleset whose database knows the network of the bulk mailer in `maillog.postfix`."""
     (tmp_path / "asn.csv").write_text("180.222.32.0,180.222.63.255,64496,Example Bulk\n")
     path = tmp_path / "rules.yaml"
     path.write_text("databases: {asn: asn.csv}\nrules:\n  - {name: own, match: {cidr: 10.0.0.0/8}, action: DUNNO}\n")
@@ -61,7 +61,7 @@ DECISION = (
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A decision log of two systems, with a line from before there was a database."""
+    """A decision log: a line without an owner, a line with system and country, a line with a country only."""
     path = tmp_path / "decisions.log"
     lines = (("180.222.51.1", ""), ("192.0.2.1", " asn=64497 country=JP"), ("192.0.2.2", " country=DE"))
     path.write_text("".join(DECISION.format(*line) for line in lines))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow  # starts programs
+pytestmark = pytest.mark.slow  # each test starts policyd as a program
 
 RULES = """\
 lists:
@@ -56,7 +56,7 @@ def policyd(folder: Path, *arguments: str, stdin: bytes | None = None) -> subpro
     )
 
 
-def explained(folder: Path, *arguments: str) -> dict[str, Any]:
+def explain_as_json(folder: Path, *arguments: str) -> dict[str, Any]:
     done = policyd(folder, "explain", "--rules", "rules.yaml", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
@@ -126,7 +126,7 @@ def test_a_wrong_list_option_gives_a_one_line_error(folder: Path, given: str, st
     assert message in done.stderr.decode().splitlines()[0]
 
 
-def test_quiet_still_prints_errors_and_warnings(folder: Path) -> None:
+def test_quiet_prints_warnings_but_no_notices_and_no_summary(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml", "--quiet")
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr.count(b"warning: rule 'over'") == 1
@@ -183,7 +183,7 @@ def test_explain_says_that_a_claimed_name_never_exempts(folder: Path) -> None:
 
 
 def test_explain_as_json_is_complete(folder: Path) -> None:
-    got = explained(folder, "client_address=198.51.100.7", "sender=rainbow@x.example", "--reverse-dns", "missing")
+    got = explain_as_json(folder, "client_address=198.51.100.7", "sender=rainbow@x.example", "--reverse-dns", "missing")
     assert (got["action"], got["reply"], got["rule"]) == ("DEFER", "4.7.25 cannot find your hostname", "nameless")
     assert got["observed"] == ["watched"]
     assert got["dns"]["reverse_dns"] == "missing"
@@ -222,7 +222,7 @@ def test_explain_as_json_is_complete(folder: Path) -> None:
 def test_explain_uses_options_in_place_of_dns(
     folder: Path, options: list[str], action: str, rule: str, downgraded: bool
 ) -> None:
-    got = explained(folder, "client_address=192.0.2.1", *options)
+    got = explain_as_json(folder, "client_address=192.0.2.1", *options)
     assert (got["action"], got["rule"], got["downgraded"]) == (action, rule, downgraded)
 
 
@@ -264,7 +264,7 @@ def test_an_invalid_request_on_standard_input_is_exit_status_2(folder: Path) -> 
     assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
 
 
-def test_text_of_a_client_is_always_escaped_on_a_terminal(folder: Path) -> None:
+def test_text_of_a_client_is_escaped(folder: Path) -> None:
     attributes = [
         "client_address=203.142.214.9",
         "helo_name=a\x1b[31m\nb",
@@ -280,7 +280,7 @@ def test_text_of_a_client_is_always_escaped_on_a_terminal(folder: Path) -> None:
 
 def test_under_observe_the_answer_is_dunno_and_the_decision_is_shown(folder: Path) -> None:
     (folder / "rules.yaml").write_text("mode: observe\n" + RULES)
-    got = explained(folder, "client_address=203.142.214.9", "--hostname", "a.example")
+    got = explain_as_json(folder, "client_address=203.142.214.9", "--hostname", "a.example")
     assert (got["action"], got["would"], got["rule"]) == ("DUNNO", "REJECT", "bulk")
 
 

@@ -1,8 +1,9 @@
 """Runs `policyd fetch` repeatedly, each time in a child that kills itself (SIGKILL) at a given step.
 
-Reads the number of a step from each line of standard input, and answers with a line: the step at which the child died,
-or `ended` if it had no such step. Each opening of a file for writing, each link, rename, removal and change of times,
-each half of a write, and each connection to the web server or the daemon is a step.
+Reads the number of a step from each line of standard input, and answers with a line: the name of the step at which the
+child died, or `ended` if it had no such step. Steps are: opening a file for writing, a link, a rename, a removal, a
+change of times, a write or fsync (the file then has only its first half), and a connection to the web server or the
+daemon.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _EVENTS = {"os.rename", "os.link", "os.remove", "os.utime", "socket.connect", "o
 
 
 class Steps:
-    """Counts steps, and ends the process at one of them."""
+    """Counts steps, and kills the process at the step with the number `last`."""
 
     def __init__(self, last: int, report: int) -> None:
         self._left = last
-        self._report = report  # a descriptor for the name of the last step
+        self._report = report  # the descriptor to which the name of the last step is written
 
     def watch(self) -> None:
         """Starts counting."""

@@ -33,7 +33,7 @@ EXTRA = """
 
 @pytest.fixture
 def rules(tmp_path: Path) -> Rules:
-    """The shipped ruleset, with its lists in the test's folder."""
+    """The shipped ruleset with three more rules, and its lists in the test's folder."""
     text = SHIPPED.read_text().replace("/var/lib/policyd/lists/", "")
     text = text.replace("  # --- What must get through", f"{EXTRA}\n  # --- What must get through")
     (tmp_path / "rules.yaml").write_text(text)

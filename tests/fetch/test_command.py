@@ -1,4 +1,4 @@
-"""`policyd fetch` beside a running daemon, and without one."""
+"""`policyd fetch` with a running daemon, and without a daemon."""
 
 from __future__ import annotations
 

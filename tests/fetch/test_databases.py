@@ -33,6 +33,7 @@ databases: {{asn: {{file: asn.mmdb, from: {{url: '{url}', every: 7d}}}}}}
 rules:
   - {{name: system, match: {{asn: 64496}}, action: REJECT}}
 """
+# Parts of the messages about a file that is not a database, and about a database of another kind.
 NEITHER = (
     "is neither an MMDB file nor lines of ranges (first address, last address, then an AS number or a country); if it "
     "is an MMDB file, it has been cut short: fetch it again"
@@ -80,7 +81,7 @@ def test_a_good_database_replaces_the_old_one_and_keeps_it_as_previous(tmp_path:
     assert web.requests[-1][1]["If-None-Match"] == '"1"'
 
 
-def dated(seconds: int) -> str:
+def format_time(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(seconds))
 
 
@@ -102,9 +103,9 @@ GUARDS: dict[str, tuple[Callable[[Path], Callable[[PageRequest], None]], str]] =
     ),
     "an older copy": (
         lambda folder: answer(mmdb(folder, built=NOW - 30 * DAY)),
-        f"is of {dated(NOW - 30 * DAY)}, older than the copy in force, of {dated(NOW - 7 * DAY)}",
+        f"is of {format_time(NOW - 30 * DAY)}, older than the copy in force, of {format_time(NOW - 7 * DAY)}",
     ),
-    "half of the networks lost": (
+    "more than half of the networks lost": (
         lambda folder: answer(mmdb(folder, 2)),
         "has 2 networks, fewer than half of the 5 in force",
     ),

@@ -50,6 +50,7 @@ def write(folder: Path, url: str, more: str = "") -> Rules:
 
 
 def slow(request: PageRequest) -> None:
+    """Sends a body in small pieces, for two seconds."""
     request.send_response(200)
     request.send_header("Content-Length", "1000000")
     request.end_headers()
@@ -60,6 +61,7 @@ def slow(request: PageRequest) -> None:
 
 
 def trickle(request: PageRequest) -> None:
+    """Sends a header byte by byte, for more than three seconds, without its end."""
     for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + bytes(b"x" * 60):
         request.wfile.write(bytes([byte]))
         request.wfile.flush()
@@ -67,12 +69,14 @@ def trickle(request: PageRequest) -> None:
 
 
 def zeros(size: int) -> bytes:
+    """Returns this number of NUL bytes, compressed with gzip."""
     packer = zlib.compressobj(wbits=31)
     piece = bytes(1 << 20)
     return b"".join(packer.compress(piece) for _ in range(size >> 20)) + packer.flush()
 
 
 def records(count: int) -> bytes:
+    """Returns a list of two networks whose last line says that there are `count`."""
     lines = [json.dumps({"cidr": "8.8.8.0/24"}), json.dumps({"cidr": "8.8.4.0/24"})]
     return "\n".join([*lines, json.dumps({"type": "metadata", "records": count}), ""]).encode()
 
@@ -222,16 +226,16 @@ def test_a_good_copy_replaces_the_old_list_and_keeps_it_as_previous(tmp_path: Pa
 def test_a_run_does_not_replace_a_list_that_another_run_has_just_replaced(tmp_path: Path, web: Web) -> None:
     (tmp_path / "drop.txt").write_bytes(OLD)
     rules = write(tmp_path, web.url("/drop"))
-    others = []
+    other_outcomes = []
 
     def answer_late(request: PageRequest) -> None:
         web.pages["/drop"] = answer(NEW)
-        others.append(fetch(rules, Choice()))
+        other_outcomes.append(fetch(rules, Choice()))
         answer(OLD + b"8.8.4.0/24\n")(request)
 
     web.pages["/drop"] = answer_late
     outcome = fetch(rules, Choice())
-    assert [other.changed for other in others] == [["drop"]]
+    assert [other.changed for other in other_outcomes] == [["drop"]]
     assert (outcome.changed, outcome.refused) == ([], [])
     assert outcome.messages == ["drop: left alone: it was replaced while this ran"]
     assert (tmp_path / "drop.txt").read_bytes().endswith(b"8.8.8.0/24\n")

@@ -34,12 +34,12 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield server
 
 
-def fetched(url: str) -> bytes | None:
+def content_of(url: str) -> bytes | None:
     return get(url, "", Validators()).content
 
 
 def test_http_goes_through_the_proxy(web: Web, between: Proxy) -> None:
-    assert fetched(web.url("/drop")) == LIST
+    assert content_of(web.url("/drop")) == LIST
     assert between.requests == [f"GET {web.url('/drop')}"]
 
 
@@ -49,17 +49,17 @@ def test_https_uses_a_tunnel_with_certificate_checks_and_without_redirects_to_ht
     with serve(make_certificate(tmp_path)) as secure:
         secure.pages |= {"/drop": answer(LIST), "/down": answer(b"", 302, Location=web.url("/drop"))}
         with pytest.raises(FetchError, match="the server's certificate or TLS is not accepted"):
-            fetched(secure.url("/drop"))
+            content_of(secure.url("/drop"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
-        assert fetched(secure.url("/drop")) == LIST
+        assert content_of(secure.url("/drop")) == LIST
         with pytest.raises(FetchError, match="it leads from https to http"):
-            fetched(secure.url("/down"))
+            content_of(secure.url("/down"))
     assert set(between.requests) == {f"CONNECT 127.0.0.1:{secure.server_port}"}
 
 
 def test_hosts_in_no_proxy_are_asked_directly(web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "lists.example, 127.0.0.1")
-    assert fetched(web.url("/drop")) == LIST
+    assert content_of(web.url("/drop")) == LIST
     assert between.requests == []
 
 
@@ -71,7 +71,7 @@ def test_each_redirect_uses_the_proxy_of_its_scheme(
     with serve(make_certificate(tmp_path)) as secure:
         secure.pages["/drop"] = answer(LIST)
         web.pages["/up"] = answer(b"", 302, Location=secure.url("/drop"))
-        assert fetched(web.url("/up")) == LIST
+        assert content_of(web.url("/up")) == LIST
     assert between.requests == [f"CONNECT 127.0.0.1:{secure.server_port}"]
 
 
@@ -80,20 +80,20 @@ def test_a_proxy_gets_its_password_and_no_message_shows_it(
 ) -> None:
     between.credentials = "mx:se cret"
     with pytest.raises(FetchError, match="the server answers 407 Proxy Authentication Required"):
-        fetched(web.url("/drop"))
+        content_of(web.url("/drop"))
     monkeypatch.setenv("http_proxy", f"http://mx:se%20cret@127.0.0.1:{between.server_port}")
-    assert fetched(web.url("/drop")) == LIST
+    assert content_of(web.url("/drop")) == LIST
     monkeypatch.setenv("https_proxy", f"http://mx:wrong-word@127.0.0.1:{between.server_port}")
     with pytest.raises(FetchError, match=r"^the proxy that the environment names does not connect: .*407") as caught:
-        fetched("https://127.0.0.1/drop")
+        content_of("https://127.0.0.1/drop")
     monkeypatch.setenv("http_proxy", f"http://mx:wrong-word@127.0.0.1:{free_port()}")
     with pytest.raises(FetchError, match="the proxy that the environment names does not connect") as away:
-        fetched(web.url("/drop"))
+        content_of(web.url("/drop"))
     assert "wrong-word" not in f"{caught.value} {away.value}"
 
 
-@pytest.mark.parametrize("name", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "file:///etc/passwd"])
-def test_an_invalid_proxy_is_named_by_its_variable(name: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", name)
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "file:///etc/passwd"])
+def test_an_invalid_proxy_is_named_by_its_variable(value: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", value)
     with pytest.raises(FetchError, match=r"^the environment's http_proxy is not a URL"):
-        fetched(web.url("/drop"))
+        content_of(web.url("/drop"))

@@ -49,7 +49,7 @@ class Web(ThreadingHTTPServer):
 
 
 def answer(body: bytes, status: int = 200, length: int | None = None, **headers: str) -> Handler:
-    """A page; `length` may differ from the length of the body."""
+    """Returns a handler that sends this page; `length` is the `Content-Length`, by default that of the body."""
 
     def handle(request: PageRequest) -> None:
         request.send_response(status)
@@ -82,7 +82,7 @@ def serve(certificate: Path | None = None) -> Iterator[Web]:
 
 
 def make_certificate(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 and its key, in one file."""
+    """Makes a certificate for 127.0.0.1. Returns the file with its key and itself; `c.pem` has no key."""
     path = folder / "server.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
     subprocess.run(

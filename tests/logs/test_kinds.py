@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -11,19 +11,23 @@ from policyd.logs import maillog, postfix
 from policyd.logs.maillog import MailLog
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 
+if TYPE_CHECKING:
+    from policyd.logs.counts import LineCounts
+
 D, P, R, F, U = Outcome.DELIVERED, Outcome.PASSED, Outcome.REJECTED, Outcome.DEFERRED, Outcome.UNKNOWN
 
 
-def log_of(text: str) -> MailLog:
+def read(text: str) -> tuple[LineCounts, list[Observation]]:
+    """Returns the counts of a log's lines, and its mails in the order in which they end."""
     log = MailLog()
     log.start_file(1_798_761_600.0)
-    log.mails = log.feed([line.strip().encode() for line in text.strip().split("\n")]) + log.finish()  # type: ignore[attr-defined] # kept with the log for the tests
-    return log
+    found = log.feed([line.strip().encode() for line in text.strip().split("\n")]) + log.finish()
+    return log.counts, found
 
 
 def mails(text: str) -> list[Observation]:
-    """Returns the mails of a log, by client address."""
-    found: list[Observation] = log_of(text).mails  # type: ignore[attr-defined] # kept with the log for the tests
+    """Returns the mails of a log, sorted by client address and outcome."""
+    _, found = read(text)
     return sorted(found, key=lambda mail: (mail.client_address, mail.outcome))
 
 
@@ -35,6 +39,8 @@ class Case(NamedTuple):
     found: list[tuple[str, Outcome]]
 
 
+# A filter after the queue takes mail AAA and returns it as mail BBB. `early` and `late` are the lines of BBB's delivery,
+# before or after the filter's answer.
 ROUND_TRIP = """
     Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=mail.example.org[198.51.100.7]
     Jan  5 10:00:00 mx postfix/qmgr[9]: AAA1111111: from=<a@example.org>, size=900, nrcpt=1 (queue active)
@@ -50,6 +56,7 @@ DELIVERED = END.format(agent="local", relay="local", dsn="2.0.0", status="sent (
 BOUNCED = END.format(agent="local", relay="local", dsn="5.1.1", status='bounced (unknown user: "b")')
 DEFERRED = END.format(agent="lmtp", relay="none", dsn="4.4.1", status="deferred (connect to dovecot: refused)")
 
+# The same, but the filter's answer is logged before the mail that it returns.
 ANSWER_FIRST = """
     Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=mail.example.org[198.51.100.7]
     Jan  5 10:00:01 mx postfix/lmtp[4]: AAA1111111: to=<b@example.net>, relay=127.0.0.1[127.0.0.1], delay=1, status=sent (250 2.6.0 Ok, id=04682-01-3, from MTA: 250 Ok: queued as BBB2222222)
@@ -57,6 +64,7 @@ ANSWER_FIRST = """
     """
 REMOVED = "Jan  5 10:00:01 mx postfix/qmgr[9]: AAA1111111: removed\n    "
 
+# smtpd gives a mail to a filter before the queue (smtpd_proxy_filter), which may hand it back as mail BBB.
 PROXIED = """
     Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]
     {handed_back}Jan  5 10:00:02 mx postfix/smtpd[101]: {answer}; from=<a@example.com> to=<b@example.net> proto=ESMTP helo=<out1.provider.example>
@@ -72,7 +80,7 @@ def proxied(answer: str, handed_back: str = "", late: str = "") -> str:
     return PROXIED.format(answer=answer, handed_back=handed_back, late=late)
 
 
-BLOCK = "".join(
+PROXIED_AND_REFUSED = "".join(
     f"""
     Jan  5 10:00:01 mx postfix/smtpd[10{n}]: NOQUEUE: client=out{n}.provider.example[192.0.2.{n}]
     Jan  5 10:00:02 mx postfix/smtpd[10{n}]: proxy-accept: END-OF-MESSAGE: 250 2.0.0 Ok; from=<a@example.com> to=<b@example.net> proto=ESMTP helo=<out{n}.provider.example>
@@ -81,18 +89,25 @@ BLOCK = "".join(
 )
 
 SCREENED = "Jan  5 10:00:0{n} mx postfix/postscreen[11]: NOQUEUE: reject: {state} from [198.51.100.{client}]:{port}: {text}; from=<a@example.com>, to=<{to}@example.net>, proto=ESMTP, helo=<h1.example.org>"
+# A refused recipient before the mail has a queue id, an accepted mail of the same client, and a refused recipient of that
+# mail.
 REJECT = "Jan  5 10:00:01 mx postfix/smtpd[11]: NOQUEUE: reject: RCPT from mail.example.com[192.0.2.1]: 550 5.1.1 <typo@example.net>: Recipient address rejected: User unknown; from=<{sender}> to=<typo@example.net> proto=ESMTP helo=<mail.example.com>"
 GOOD = """
     Jan  5 10:00:01 mx postfix/smtpd[11]: AAA1111111: client=mail.example.com[192.0.2.1]
     Jan  5 10:00:01 mx postfix/qmgr[9]: AAA1111111: from=<a@example.com>, size=900, nrcpt=1 (queue active)
     Jan  5 10:00:02 mx postfix/local[6]: AAA1111111: to=<joe@example.net>, relay=local, delay=1, dsn=2.0.0, status=sent (ok)"""
-AFTER_THE_SAME = REJECT.format(sender="a@example.com").replace("NOQUEUE", "AAA1111111").replace("typo@", "more@")
+REJECT_IN_MAIL = REJECT.format(sender="a@example.com").replace("NOQUEUE", "AAA1111111").replace("typo@", "more@")
 
+# A mail with one delivery.
 SENT = "Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=bad.example.org[198.51.100.7]\n    Jan  5 10:00:01 mx postfix/{agent}[4]: AAA1111111: to=<b@example.net>, relay={relay}, delay=1, delays=0/0/0/1, dsn=2.7.0, status=sent ({text})"
 
 KINDS = [
     # smtpd_proxy_filter
-    Case("proxied mails and refusals", BLOCK, [(f"192.0.2.{n}", P) for n in (1, 2, 3)] + [("203.0.113.8", R)] * 3),
+    Case(
+        "proxied mails and refusals",
+        PROXIED_AND_REFUSED,
+        [(f"192.0.2.{n}", P) for n in (1, 2, 3)] + [("203.0.113.8", R)] * 3,
+    ),
     Case(
         "a filter before the queue refuses",
         proxied("proxy-reject: END-OF-MESSAGE: 554 5.7.0 Reject, id=1-02 - spam"),
@@ -160,7 +175,7 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a filter answers a bounce",
+        "a filter answers that it has bounced the mail",
         SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.5.0 Ok, id=1-02, BOUNCE"),
         [("198.51.100.7", R)],
     ),
@@ -184,7 +199,7 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a filter hands the mail back, and it waits",
+        "a filter hands the mail back, and it is deferred",
         ROUND_TRIP.format(xforward="", early="", late=DEFERRED),
         [("198.51.100.7", F)],
     ),
@@ -199,18 +214,18 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a filter whose mail is logged after its answer",
+        "a filter's answer is logged before the mail that it hands back",
         ANSWER_FIRST.format(removed="") + BOUNCED,
         [("198.51.100.7", R)],
     ),
     # The first mail was counted as delivered when it was removed; the second is still not a separate mail.
     Case(
-        "a filter whose mail is logged after its answer and the removal",
+        "a filter's answer and the removal are logged before the mail that it hands back",
         ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,
         [("198.51.100.7", D)],
     ),
     Case(
-        "a mail of this host that is forwarded",
+        "a forwarded mail of this host",
         "Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]\n    Jan  5 10:00:03 mx postfix/local[5]: BBB2222222: to=<c@d>, relay=local, delay=0, status=sent (forwarded as DEF4444444)\n    Jan  5 10:00:03 mx postfix/qmgr[9]: BBB2222222: removed",
         [("127.0.0.1", D)],
     ),
@@ -310,7 +325,7 @@ KINDS = [
     ),
     Case(
         "a refused recipient of an accepted mail, without the lines that grep left out",
-        AFTER_THE_SAME,
+        REJECT_IN_MAIL,
         [("192.0.2.1", R)],
     ),
     Case(
@@ -378,12 +393,12 @@ KINDS = [
         + REJECT.format(sender="a@example.com").replace("typo@", "two@")
         + GOOD
         + "\n"
-        + AFTER_THE_SAME,
+        + REJECT_IN_MAIL,
         [("192.0.2.1", D)],
     ),
-    Case("a bad recipient after the good one", GOOD + "\n" + AFTER_THE_SAME, [("192.0.2.1", D)]),
+    Case("a bad recipient after the good one", GOOD + "\n" + REJECT_IN_MAIL, [("192.0.2.1", D)]),
     Case(
-        "another sender's bad recipient before",
+        "a bad recipient of another sender before the good one",
         REJECT.format(sender="other@example.com") + GOOD,
         [("192.0.2.1", D), ("192.0.2.1", R)],
     ),
@@ -431,7 +446,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("case", KINDS, ids=[case.name for case in KINDS])
-def test_the_mails_of_a_log(case: Case) -> None:
+def test_a_log_gives_the_expected_mails(case: Case) -> None:
     assert [(mail.client_address.decode(), mail.outcome) for mail in mails(case.text)] == sorted(case.found)
 
 
@@ -550,16 +565,15 @@ def test_users_of_sendmail_are_known(logged_in: str, sent: tuple[str, str, str],
 
 
 def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
-    log = log_of(
+    counts, found = read(
         "\n".join(
             f"Jan  5 10:00:01 host{n} postfix/smtpd[1]: AAA1111111: client=m[192.0.2.1]\n"
             f"Jan  5 10:00:01 host{n} postfix/local[1]: AAA1111111: to=<b@c>, relay=local, dsn=2.0.0, status=sent (ok)"
             for n in range(800)
         )
     )
-    found: list[Observation] = log.mails  # type: ignore[attr-defined] # kept with the log for the tests
     assert [mail.outcome for mail in found] == [D] * 800
-    assert log.counts.left_out.notes() == []
+    assert counts.left_out.notes() == []
 
 
 @pytest.mark.parametrize(
@@ -602,29 +616,31 @@ def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
     ],
     ids=["hosts", "hosts with sendmail", "open mails", "sessions", "returns", "repetitions", "long lines"],
 )
-def test_every_reached_limit_is_reported(
+def test_a_reached_limit_is_reported(
     monkeypatch: pytest.MonkeyPatch, limit: tuple[object, str], text: str, note: str
 ) -> None:
     monkeypatch.setattr(*limit, 3)
-    (reported,) = log_of(text).counts.left_out.notes()
+    counts, _ = read(text)
+    (reported,) = counts.left_out.notes()
     assert reported.startswith(note)
 
 
 def test_a_limit_that_is_not_reached_is_not_mentioned() -> None:
     for case in KINDS:
-        assert log_of(case.text).counts.left_out.notes() == []
+        counts, _ = read(case.text)
+        assert counts.left_out.notes() == []
 
 
 def test_lines_without_text_from_journalctl_are_counted() -> None:
-    log = log_of(
+    counts, _ = read(
         '{"__REALTIME_TIMESTAMP": "1785726923000000", "SYSLOG_IDENTIFIER": "postfix/smtpd", "MESSAGE": null}\n'
         "Jan  5 10:00:01 mx postfix/smtpd[11]: [88B blob data]"
     )
-    assert (log.counts.hidden, log.counts.unknown) == (2, 0)
+    assert (counts.hidden, counts.unknown) == (2, 0)
 
 
 def test_a_program_is_ignored_after_many_messages_in_no_known_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maillog._Undecided.__init__, "__defaults__", (3, None))
+    monkeypatch.setattr(maillog._UnknownWriter.__init__, "__defaults__", (3, None))
     sendmail = "Jan  5 10:01:00 mx other[203]: 605A10bb000203: ruleset=check_rcpt, arg1=<b@c>, relay=a [198.51.100.7], reject=550 no"
     noise = "\nJan  5 10:01:00 mx other[203]: hello"
     assert len(mails(noise * 2 + "\n" + sendmail)) == 1

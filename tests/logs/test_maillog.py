@@ -27,7 +27,7 @@ WRITTEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC).timestamp()
 
 
 def read(*lines: str | bytes) -> list[Observation]:
-    """Returns the observations of lines. Every line must be used, except those that end in `#`."""
+    """Returns the observations of lines. Every line must be used, except each that ends in `#`."""
     log = MailLog()
     log.start_file(WRITTEN)
     unused = 0
@@ -61,7 +61,9 @@ REFUSED = postfix(
 )
 
 
-def accepted(queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **options: Any) -> list[str]:
+def accepted_mail(
+    queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **options: Any
+) -> list[str]:
     """The lines of a mail that was accepted. A delivery is `to=<...>, ...`."""
     return [
         postfix("smtpd", f"connect from {client}", **options),
@@ -103,7 +105,7 @@ def test_a_refused_recipient() -> None:
 @pytest.mark.parametrize("instance", ["postfix", "postfix-in", "mail_2"])
 @pytest.mark.parametrize("stamp", ["Aug  3 12:15:23", "2026-08-03T12:15:23.123456+09:00"])
 def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> None:
-    seen = only_mail(*accepted(queue_id, "Mail.B.example[2001:db8::25]", SENT, instance=instance, stamp=stamp))
+    seen = only_mail(*accepted_mail(queue_id, "Mail.B.example[2001:db8::25]", SENT, instance=instance, stamp=stamp))
     assert (seen.client_address, seen.names, seen.name_status) == (
         b"2001:db8::25",
         (b"mail.b.example",),
@@ -113,9 +115,9 @@ def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> 
     assert (seen.by, seen.text) == (b"mx.d.example[192.0.2.25]:25", b"250 ok")
 
 
-@pytest.mark.parametrize("daemon", ["smtp", "lmtp", "local", "virtual", "pipe", "error", "retry", "discard"])
+@pytest.mark.parametrize("daemon", ["smtp", "lmtp", "local", "virtual", "pipe", "error", "retry", "discard", "relay"])
 def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
-    lines = accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
+    lines = accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
     assert only_mail(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is Outcome.DELIVERED
 
 
@@ -132,19 +134,19 @@ def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
     ],
 )
 def test_a_mail_has_the_best_outcome_of_its_recipients(deliveries: list[str], outcome: Outcome) -> None:
-    assert only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
+    assert only_mail(*accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
 
 
 def test_the_recipient_is_the_address_that_the_client_gave() -> None:
     delivery = SENT.replace("to=<c@d.example>", "to=<joe@local.example>, orig_to=<postmaster@d.example>")
-    assert only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", delivery)).recipients == (
+    assert only_mail(*accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", delivery)).recipients == (
         b"postmaster@d.example",
     )
 
 
 def test_recipients_of_one_mail_are_one_observation() -> None:
     deliveries = [SENT.replace("c@d", f"c{number}@d") for number in range(3)]
-    seen = only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
+    seen = only_mail(*accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
     assert seen.recipients == (b"c0@d.example", b"c1@d.example", b"c2@d.example")
 
 
@@ -189,13 +191,13 @@ def test_a_retry_is_another_mail() -> None:
     ],
 )
 def test_a_name_that_does_not_verify_is_claimed(warning: str, name_status: NameStatus) -> None:
-    seen = only_mail(postfix("smtpd", f"warning: {warning}"), *accepted("B25692109E3", "unknown[192.0.2.1]", SENT))
+    seen = only_mail(postfix("smtpd", f"warning: {warning}"), *accepted_mail("B25692109E3", "unknown[192.0.2.1]", SENT))
     assert (seen.names, seen.name_status) == ((b"host.b.example",), name_status)
 
 
 def test_a_claimed_name_does_not_pass_to_the_next_client() -> None:
     warning = postfix("smtpd", "warning: hostname host.b.example does not resolve to address 192.0.2.1")
-    seen = only_mail(warning, *accepted("B25692109E3", "unknown[192.0.2.2]", SENT))
+    seen = only_mail(warning, *accepted_mail("B25692109E3", "unknown[192.0.2.2]", SENT))
     assert (seen.names, seen.name_status) == ((), NameStatus.UNKNOWN)
 
 
@@ -205,7 +207,7 @@ def test_authenticated_users_are_known() -> None:
 
 
 def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
-    first = accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
+    first = accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
     again = postfix(
         "smtpd",
         "4jX2YG3z6mzJJKM: client=localhost[127.0.0.1], orig_queue_id=B25692109E3, orig_client=mail.b.example[192.0.2.1]",
@@ -287,9 +289,7 @@ def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -
     ],
     ids=["connect", "helo", "null sender", "milter", "postscreen", "discard", "a sender that looks like a log line"],
 )
-def test_refusals_of_every_state(
-    message: str, expected: tuple[bytes | None, tuple[bytes, ...], bytes, Outcome]
-) -> None:
+def test_refusals_in_every_form(message: str, expected: tuple[bytes | None, tuple[bytes, ...], bytes, Outcome]) -> None:
     seen = only_mail(postfix("smtpd", message))
     assert seen.client_address == b"192.0.2.1"
     if "proto=z" not in message:  # a damaged line may be misread, but must not affect others
@@ -297,7 +297,7 @@ def test_refusals_of_every_state(
 
 
 def test_a_refused_recipient_of_an_accepted_mail_does_not_change_its_outcome() -> None:
-    lines = accepted("B25692109E3", "unknown[180.222.51.40]", SENT)
+    lines = accepted_mail("B25692109E3", "unknown[180.222.51.40]", SENT)
     refusal = REFUSED.replace("NOQUEUE", "B25692109E3")
     seen = only_mail(*lines[:2], refusal, *lines[2:])
     assert (seen.outcome, seen.recipients) == (Outcome.DELIVERED, (b"c@d.example",))
@@ -313,9 +313,9 @@ def test_a_mail_refused_at_its_end_is_refused() -> None:
 
 
 def test_each_instance_and_host_has_its_own_queue_ids() -> None:
-    default = accepted("B25692109E3", "a[192.0.2.1]", SENT)
-    instance = accepted("B25692109E3", "b[192.0.2.2]", DEFERRED, instance="postfix-out")
-    host = [line.replace(" ulysses ", " penelope ") for line in accepted("B25692109E3", "c[192.0.2.3]", BOUNCED)]
+    default = accepted_mail("B25692109E3", "a[192.0.2.1]", SENT)
+    instance = accepted_mail("B25692109E3", "b[192.0.2.2]", DEFERRED, instance="postfix-out")
+    host = [line.replace(" ulysses ", " penelope ") for line in accepted_mail("B25692109E3", "c[192.0.2.3]", BOUNCED)]
     mixed = [line for lines in zip(default, instance, host, strict=True) for line in lines]
     assert {seen.client_address: seen.outcome for seen in read(*mixed)} == {
         b"192.0.2.1": Outcome.DELIVERED,
@@ -325,7 +325,7 @@ def test_each_instance_and_host_has_its_own_queue_ids() -> None:
 
 
 def test_a_service_of_an_instance_shares_its_queue() -> None:
-    lines = accepted("B25692109E3", "a[192.0.2.1]", SENT)
+    lines = accepted_mail("B25692109E3", "a[192.0.2.1]", SENT)
     assert (
         only_mail(*(line.replace("postfix/smtpd", "postfix/submission/smtpd") for line in lines)).outcome
         is Outcome.DELIVERED
@@ -333,8 +333,8 @@ def test_a_service_of_an_instance_shares_its_queue() -> None:
 
 
 def test_a_repeated_short_queue_id_is_another_mail() -> None:
-    lines = accepted("B25692109E3", "a[192.0.2.1]", DEFERRED)
-    again = accepted("B25692109E3", "b[192.0.2.2]", SENT)
+    lines = accepted_mail("B25692109E3", "a[192.0.2.1]", DEFERRED)
+    again = accepted_mail("B25692109E3", "b[192.0.2.2]", SENT)
     assert [seen.outcome for seen in read(*lines[:5], *again)] == [Outcome.DEFERRED, Outcome.DELIVERED]
 
 
@@ -382,7 +382,7 @@ TO = "2153vN23096927: to=<c@d.example>, delay=00:00:01, xdelay=00:00:01, mailer=
         ("[IPv6:2001:db8::1] (may be forged)", b"2001:db8::1", (), NameStatus.UNKNOWN),
     ],
 )
-def test_clients_in_sendmails_lines(
+def test_the_client_of_a_mail_in_sendmails_log(
     relay: str, address: bytes, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
     seen = only_mail(sendmail(FROM.format(1, relay)))
@@ -422,7 +422,7 @@ def test_sendmail_refuses_a_client_at_once() -> None:
     assert (seen.by, seen.text) == (b"check_relay", b"550 5.7.1 Access denied")
 
 
-def test_the_client_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
+def test_the_sender_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
     seen = only_mail(
         sendmail(
             "2153vN23096927: ruleset=check_rcpt, arg1=<c@d.example>, relay=host.b.example [192.0.2.1],"
@@ -539,7 +539,10 @@ def journal(line: str, **fields: object) -> str:
 
 
 def test_a_log_in_the_journal_gives_the_same_mails() -> None:
-    lines = [*accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT, stamp="2026-08-03T12:15:23+09:00"), REFUSED]
+    lines = [
+        *accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT, stamp="2026-08-03T12:15:23+09:00"),
+        REFUSED,
+    ]
     short = [line.replace("2026-08-03T12:15:23+09:00", "Aug 03 12:15:23") for line in lines]
     marks = ["#" * line.endswith("#") for line in lines]
     as_json = [journal(line.removesuffix("#")) + mark for line, mark in zip(lines, marks, strict=True)]
@@ -620,7 +623,7 @@ def test_a_log_that_a_real_postfix_wrote() -> None:
 
 
 def test_a_rotated_set_is_one_log(tmp_path: Path) -> None:
-    lines = [line.removesuffix("#") for line in accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)]
+    lines = [line.removesuffix("#") for line in accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT)]
     older, newer = tmp_path / "mail.log.1.gz", tmp_path / "mail.log"
     older.write_bytes(gzip.compress("\n".join(lines[:4]).encode() + b"\n"))
     newer.write_text("\n".join(lines[4:]) + "\n")
@@ -670,8 +673,8 @@ def test_remembered_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(log.finish()) == 3
 
 
-def test_mails_about_which_policyd_was_asked_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maillog, "_MAX_INSTANCES", 3)
+def test_mails_that_may_get_more_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maillog, "_MAX_PENDING", 3)
     log = MailLog()
     log.start_file(WRITTEN)
     assert len(log.feed([decision(instance=str(number)).encode() for number in range(5)])) == 2
@@ -680,7 +683,7 @@ def test_mails_about_which_policyd_was_asked_are_bounded(monkeypatch: pytest.Mon
 
 def test_recipients_of_one_mail_are_bounded() -> None:
     deliveries = [SENT.replace("c@d", f"c{number}@d") for number in range(MAX_RECIPIENTS + 5)]
-    seen = only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
+    seen = only_mail(*accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
     assert len(seen.recipients) == MAX_RECIPIENTS
 
 
@@ -709,7 +712,7 @@ def test_a_line_beyond_the_maximum_length_is_not_searched() -> None:
 KNOWN_LINES = [
     line.encode()
     for line in (
-        *accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT, DEFERRED),
+        *accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT, DEFERRED),
         REFUSED,
         REFUSED.replace("NOQUEUE", "B25692109E3"),
         sendmail(FROM.format(1, "host.b.example [192.0.2.1]")),

@@ -50,7 +50,7 @@ def times(modified: str, *stamps: str) -> list[str]:
         ("@1785726923000000", "2026-08-03T12:15:23+09:00"),
     ],
 )
-def test_every_form_of_stamp_is_read(stamp: str, expected: str) -> None:
+def test_the_usual_forms_of_a_timestamp_are_read(stamp: str, expected: str) -> None:
     assert times("2026-09-01T00:00:00+09:00", stamp) == [expected]
 
 

@@ -135,10 +135,10 @@ WRAPPINGS: dict[str, Wrap] = {
     ),
     "RFC 3339 (rsyslog's file format)": lambda line: f"{line.iso} mx {line.tag} {line.message}",
     "RFC 3339 in UTC": lambda line: f"{line.when:%Y-%m-%dT%H:%M:%S}Z mx {line.tag} {line.message}",
-    "date and time with a blank": lambda line: f"{line.when:%Y-%m-%d %H:%M:%S} mx {line.tag} {line.message}",
+    "date and time, separated by a blank": lambda line: f"{line.when:%Y-%m-%d %H:%M:%S} mx {line.tag} {line.message}",
     "date, time and offset": lambda line: f"{line.when:%Y-%m-%d %H:%M:%S} +0000 mx {line.tag} {line.message}",
-    "slashes": lambda line: f"{line.when:%Y/%m/%d %H:%M:%S} mx {line.tag} {line.message}",
-    "day first": lambda line: f"{line.when:%d-%b-%Y %H:%M:%S}.123 mx {line.tag} {line.message}",
+    "a date with slashes": lambda line: f"{line.when:%Y/%m/%d %H:%M:%S} mx {line.tag} {line.message}",
+    "a date with the day first": lambda line: f"{line.when:%d-%b-%Y %H:%M:%S}.123 mx {line.tag} {line.message}",
     "RFC 5424": lambda line: f"<22>1 {line.iso} mx postfix/{line.daemon} {line.pid} - - {line.message}",
     "RFC 5424 with structured data": lambda line: (
         f'<22>1 {line.iso} mx postfix/{line.daemon} {line.pid} MAIL [timeQuality tzKnown="1"][x y="a\\]b"]'
@@ -248,7 +248,7 @@ WRAPPINGS: dict[str, Wrap] = {
     "quoted in Markdown": lambda line: f"    {line.plain}",
     "in quotation marks": lambda line: f'"{line.plain}"',
     "in backquotes": lambda line: f"`{line.plain}`",
-    "a list": lambda line: f"- {line.plain}",
+    "in a list of Markdown": lambda line: f"- {line.plain}",
     "non-breaking spaces": lambda line: line.plain.replace("Jan  5", "Jan\u00a0\u00a05"),
     "carriage returns": lambda line: f"{line.plain}\r",
     "a byte order mark": lambda line: f"\ufeff{line.plain}" if line is LINES[0] else line.plain,

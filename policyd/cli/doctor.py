@@ -46,9 +46,10 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
     """Find what is wrong between Postfix and the daemon, and suggest what to write instead.
 
     Reads what postconf says of main.cf and master.cf, finds the services that strangers reach, and judges whether each
-    of them asks policyd in a place where the answer counts. Compares that with policyd's settings and with the socket,
-    and asks the daemon over the endpoint that Postfix uses. Also checks the ruleset's databases and DNS lists, and the
-    memory (state:). Changes nothing. Run it as root: other users may not look at a socket in Postfix's folders.
+    of them asks policyd in a place where the answer counts. Compares the configuration with policyd's settings and with
+    the socket, and asks the daemon one question over the endpoint that Postfix uses. Also checks the ruleset's
+    databases and DNS lists, and the shared memory (state:). Changes nothing. Run it as root: other users may not look
+    at a socket in Postfix's folders.
 
     With --postconf and --master only the configuration is checked, because the endpoints are those of another system.
 

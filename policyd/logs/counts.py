@@ -19,7 +19,7 @@ class LeftOut:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether lines of mails were left out, so that a delivered mail may be missing from the figures."""
+        """Whether lines or mails were left out, so that a delivered mail may be missing from the figures."""
         return bool(self.long_lines or self.hosts or self.mails or self.repeats)
 
     def notes(self) -> list[str]:

@@ -17,7 +17,7 @@ from policyd.logs.wrappings import Entry, is_stamped, unwrap
 # Maximum bytes of an entry collected over several lines; a mail server's journal entry has 2 KiB.
 _MAX_ENTRY = 64 * 1024
 
-# Maximum nesting of JSON within JSON: a container runtime around a program that logs JSON.
+# Maximum nesting of JSON within JSON; a container runtime around a program that logs JSON needs one level.
 _MAX_DEPTH = 3
 
 # Names, in lower case, of the fields for the message, host, program, process id and timestamp. The first found counts.

@@ -2,7 +2,8 @@
 
 Reads Postfix and sendmail within all wrappings that policyd.logs.wrappings and policyd.logs.journal remove, and
 policyd's own decision log in both formats, bare or within another log. Promises: no line raises; each line is counted
-once; memory is bounded, and each reached limit is counted. Lines of several hosts and programs may be mixed.
+once; memory is bounded, and lines and mails left out because of a limit are counted. Lines of several hosts and
+programs may be mixed.
 
 How a line is read: the text between its timestamp and its process id names the writer, and a dict maps it to the
 writer's reader, or to a reader that ignores the many lines of other programs. Wrappings are removed only from lines

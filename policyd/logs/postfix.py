@@ -816,7 +816,7 @@ def _client_key(message: bytes) -> bytes:
 def _read_refusal(
     rest: bytes,
 ) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
-    """Returns manner, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
+    """Returns kind, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
     if usual := _USUAL_REFUSAL.fullmatch(rest):
         return usual.groups()  # type: ignore[return-value] # nine groups, which mypy does not count
     refusal = _REFUSAL.match(rest)

@@ -194,7 +194,7 @@ class SendmailLog:
         return True
 
     def _join(self, mail: _Mail, queue_id: bytes) -> None:
-        """Joins a mail to the one behind a filter, if one of this host's own mails has that queue id."""
+        """Joins a mail to the mail with this queue id, if that came from this host: a filter returned it."""
         behind = self._returned.pop(queue_id, None) or self._mails.get(queue_id)
         if behind is None or behind is mail or behind.parent is not None or mail.parent is behind:
             return

@@ -20,8 +20,8 @@ _MONTHS = {
     )
 }
 
-# The groups are the hour with its date, then these in parts, the minute, the second and the fraction. `Aug 03` is
-# journald's, `Mar 9` some sendmail's; a raw syslog stream has a priority such as `<22>`.
+# Groups: the date with the hour; month, day, hour, minute, second and fraction. `Aug 03` is journald's, `Mar 9` some
+# sendmail's; a raw syslog stream has a priority such as `<22>`.
 _SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)([.,]\d{1,9})?")
 _RFC3339 = re.compile(
     rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?: ?(Z|[+-]\d\d:?\d\d))?", re.IGNORECASE

@@ -40,8 +40,8 @@ class Observation(NamedTuple):
     `time` is in Unix seconds, None if the line has no readable timestamp. `client_address` is in the form of the log,
     empty if it has none; `names` are lower case, without the trailing dot, all verified or all claimed as `name_status`
     says. `helo_name` is empty if the log does not have it (Postfix logs it only for refusals). `sender` is None if the
-    log has none, and empty for the null sender. `by` is the program that decided, or the relay that answered, and
-    `text` its answer. `log` is the log's program: `postfix`, `sendmail` or `policyd`.
+    log has none, and empty for the null sender. `by` is the program or check that decided, or the relay that answered,
+    and `text` its answer. `log` is the log's program: `postfix`, `sendmail` or `policyd`.
     """
 
     time: float | None

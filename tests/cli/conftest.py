@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    Run = Callable[..., "Ended"]
+
 
 class Ended(NamedTuple):
     """The result of a command."""
@@ -27,7 +29,7 @@ def _not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs `policyd` with these arguments, in this process, through the entry point that a shell would start."""
 
     def run_policyd(*arguments: object) -> Ended:

@@ -11,11 +11,7 @@ import pytest
 from policyd.cli import COMMANDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 
 def test_help_has_a_whole_sentence_for_every_command(run: Run) -> None:

@@ -18,11 +18,7 @@ import pytest
 from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 DATA = Path(__file__).parents[1] / "data"
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
@@ -46,7 +42,7 @@ def config(log: Path) -> Path:
     return path
 
 
-# --- Which log ------------------------------------------------------------------------------------------------------
+# --- The log that is read -------------------------------------------------------------------------------------------
 
 
 def test_without_a_log_the_log_in_the_settings_is_read(run: Run, config: Path, log: Path) -> None:
@@ -92,7 +88,7 @@ def test_stats_prints_tables(run: Run, log: Path) -> None:
     )
 
 
-def test_stats_as_a_page(run: Run, log: Path, tmp_path: Path) -> None:
+def test_stats_can_be_a_page(run: Run, log: Path, tmp_path: Path) -> None:
     page = tmp_path / "stats.html"
     assert run("stats", "--html", page, log) == (0, "", "")
     assert page.read_text().startswith("<!DOCTYPE html>")
@@ -106,7 +102,7 @@ def test_an_unwritable_page_of_stats_is_an_error(run: Run, log: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("since", "status"), [("2026-11-01", 0), ("2027-01-01", 1), ("soon", 2)])
-def test_stats_since_a_time(run: Run, log: Path, since: str, status: int) -> None:
+def test_stats_counts_only_decisions_since_a_time(run: Run, log: Path, since: str, status: int) -> None:
     assert run("stats", "--since", since, log).status == status
 
 
@@ -142,7 +138,7 @@ def test_tail_shows_only_wanted_decisions(run: Run, log: Path, options: list[str
     )
 
 
-def test_tail_of_standard_input(run: Run, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_reads_standard_input(run: Run, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with log.open() as piped:
         monkeypatch.setattr(sys, "stdin", piped)
         assert len(run("tail", "-").out.splitlines()) == 3
@@ -286,7 +282,7 @@ def test_a_mail_log_is_enough_for_a_report(run: Run) -> None:
     assert "Incidents: 7" in feedback.as_string()
 
 
-def test_a_report_counts_mails_that_were_not_refused_separately(run: Run) -> None:
+def test_a_report_from_a_mail_log_counts_the_refused_mails_among_all(run: Run) -> None:
     network = ("report", "--network", "192.0.2.0/24", "--from", "me@here.example")
     ended = run(*network, DATA / "maillog.shapes")
     message = email.message_from_string(ended.out, policy=email.policy.default)

@@ -15,9 +15,7 @@ from tests.tools.doctor.test_doctor import inet_daemon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"
 

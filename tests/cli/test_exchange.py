@@ -9,11 +9,7 @@ import pytest
 from policyd.exchange import exporting, importing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
 
@@ -165,7 +161,7 @@ def test_standard_output_gets_the_result_despite_lost_exemptions(run: Run, table
     assert run("import", "postfix-cidr", table, "--force", *option).status == 0
 
 
-def test_half_of_a_download_leaves_the_list_in_force_unchanged(run: Run, tmp_path: Path) -> None:
+def test_a_truncated_download_leaves_the_list_unchanged(run: Run, tmp_path: Path) -> None:
     half, kept = tmp_path / "drop.json", tmp_path / "drop.txt"
     half.write_text('{"cidr":"1.10.16.0/20"}\n{"cidr":"1.19.0.')
     kept.write_text("1.19.0.0/16\n")

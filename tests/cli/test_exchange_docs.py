@@ -12,11 +12,7 @@ import pytest
 from policyd.exchange import exporting, importing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "import-export.md").read_text()
 

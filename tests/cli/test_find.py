@@ -13,12 +13,9 @@ import pytest
 from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 VERIFIED = line(id="0A1B2C3D", client="x.example[192.0.2.1]")
 CLAIMED = line("DUNNO", id="0A1B2C3E", rule="", client="unknown[192.0.2.2]").replace(

@@ -15,9 +15,7 @@ from policyd.logs import maillog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 DATA = Path(__file__).parents[1] / "data"
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
@@ -317,7 +315,7 @@ def test_replay_does_not_treat_clients_of_postscreen_as_nameless(run: Run, tmp_p
     assert found["unjudged"] == 0
 
 
-def test_replay_judges_users_of_sendmail_as_users(run: Run, tmp_path: Path) -> None:
+def test_replay_judges_users_of_sendmail_as_authenticated(run: Run, tmp_path: Path) -> None:
     log = log_file(
         tmp_path,
         "Jan  5 10:00:01 mx sm-mta[201]: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
@@ -330,7 +328,7 @@ def test_replay_judges_users_of_sendmail_as_users(run: Run, tmp_path: Path) -> N
     assert [(rule["rule"], rule["delivered"]) for rule in found["rules"]] == [("authenticated", 1)]
 
 
-def test_replay_of_hundreds_of_mails_with_two_timestamps_counts_all(run: Run, tmp_path: Path) -> None:
+def test_replay_counts_every_mail_of_a_log_with_two_timestamps_a_line(run: Run, tmp_path: Path) -> None:
     lines = []
     for n in range(400):
         time = f"{10 + n // 60}:{n % 60:02d}"

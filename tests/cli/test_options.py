@@ -8,12 +8,9 @@ import pytest
 from policyd.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 RULES = "rules:\n  - {name: installed, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
 LINE = (

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 DATA = Path(__file__).parents[1] / "data"
 INCIDENTS = (DATA / "maillog.sendmail", DATA / "maillog.postfix")

@@ -10,12 +10,9 @@ import pytest
 from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Ended
-
-    Run = Callable[..., Ended]
+    from tests.cli.conftest import Run
 
 # The probe as policyd 0.1 logged it, in both formats.
 PROBE = line("DEFER", id="PR0BE001", rule="no-reverse-dns", client="unknown[192.0.2.1]", more="instance=policyd-doctor")

@@ -308,6 +308,7 @@ def test_names_are_kept_as_written_and_protected_names_are_refused(tmp_path: Pat
     assert refused == ["names: refused: bad.example covers or lies in mail.bad.example of list 'own' (never)"]
     rules.write_text(rules.read_text().replace("mail.bad", "mail.good"))
     assert fetch(Rules(str(rules), None), Choice()).changed == ["names"]
+    assert (tmp_path / "names.txt").read_bytes() == b"bad.example\n# comment\nworse.example\n"
 
 
 def test_certificates_are_checked_and_redirects_to_http_refused(

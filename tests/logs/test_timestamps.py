@@ -108,7 +108,7 @@ def test_each_file_is_dated_by_its_own_date() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_stamp_raises(stamp: bytes) -> None:
+def test_no_timestamp_raises(stamp: bytes) -> None:
     seconds = clock("2026-09-01T00:00:00+09:00").seconds(stamp)
     assert seconds is None or seconds >= 0
 

@@ -1,8 +1,8 @@
 """Completion for bash, zsh and fish: the scripts, and the names that they request.
 
-A script contains every command, option and choice, so pressing a key does not start Python. It starts policyd only for
-names of the ruleset, with _POLICYD_COMPLETE=names_SECTION and the words of the command line as arguments. The scripts
-are printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
+A script contains every command, option and choice. It starts policyd, which takes noticeable time, only for names of
+the ruleset: with _POLICYD_COMPLETE=names_SECTION, and the words of the command line as arguments. The scripts are
+printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
 """
 
 from __future__ import annotations

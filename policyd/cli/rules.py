@@ -79,8 +79,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     for name in list_files:
         if name not in loaded.lists or loaded.lists[name].file is None:
             files = [definition.name for definition in loaded.lists.values() if definition.file is not None]
-            hint = did_you_mean(name, files) or (f"; there are {', '.join(files)}" if files else "; there is none")
-            raise click.BadParameter(f"'{name}' is not a list in a file{hint}", param_hint="--list")
+            raise click.BadParameter(f"'{name}' is not a list in a file{_meant(name, files)}", param_hint="--list")
     notices = {str(warning) for warning in loaded.warnings if warning.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
         if not quiet or line not in notices:
@@ -360,7 +359,7 @@ def _counter_request(count: Count) -> ControlRequest:
 
 
 def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
-    """The values of --counter."""
+    """Reads --counter."""
     known = [counter.name for counter in ruleset.counters]
     values: dict[str, int] = {}
     for text in given:
@@ -368,10 +367,14 @@ def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
         if not equals or not value.isascii() or not value.isdigit():
             raise click.BadParameter(f"'{text}' is not NAME=VALUE, as in doors=5", param_hint="--counter")
         if name not in known:
-            hint = did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "; there is none")
-            raise click.BadParameter(f"'{name}' is not a counter{hint}", param_hint="--counter")
+            raise click.BadParameter(f"'{name}' is not a counter{_meant(name, known)}", param_hint="--counter")
         values[name] = int(value[:12])
     return values
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """Suggests a similar name, or else names all that are known, for the end of a message."""
+    return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "; there is none")
 
 
 def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | None:

@@ -249,6 +249,7 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
         (["client_address=1", "--reverse-dns", "verified"], "--reverse-dns verified needs a --hostname"),
         (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "--hostname: such a client has no name"),
         (["client_address=1", "--reverse-dns", "gone"], "'gone' is not one of"),
+        (["client_address=1", "--listed", "zen"], "--listed zen: write LIST=ANSWER, such as zen=127.0.0.4"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_status_2(folder: Path, arguments: list[str], message: str) -> None:

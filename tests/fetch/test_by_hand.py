@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from policyd.config.files import UnreadableError
 from policyd.config.load import load
 from policyd.core.engine import decide
 from policyd.core.facts import Facts, Needs
@@ -86,6 +87,12 @@ def test_a_refused_block_changes_nothing(what: str, reason: str, rules: Rules, t
         LocalLists(rules, Side.BLOCK).add(what, None, "why")
     assert not (tmp_path / "blocked-networks.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"rules.yaml", ".policyd.lock"}
+
+
+def test_an_unreadable_list_is_named(rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "blocked-networks.txt").mkdir()
+    with pytest.raises(UnreadableError, match=r"/blocked-networks\.txt cannot be read: it is a folder$"):
+        LocalLists(rules, Side.BLOCK).entries()
 
 
 def test_an_allowed_client_is_not_blocked(rules: Rules) -> None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from policyd.cli import Failure
-from policyd.cli.log_options import live_log
+from policyd.cli.log_options import live_log, settings_of
 from policyd.cli.options import rules_options
 from policyd.cli.rules_in_force import reload_data, rules_in_force
 from policyd.config.durations import YEAR, whole_duration
 from policyd.config.files import UnreadableError
-from policyd.config.load import load_settings
 from policyd.core.printable import printable
 from policyd.fetch.by_hand import LocalLists, Side, comment_of
 from policyd.fetch.guards import RefusedError
@@ -158,7 +157,7 @@ def _print_entries(lists: LocalLists, side: Side) -> None:
 def _client_of(lists: LocalLists, decision_id: str, config: str | None) -> str:
     """The client of a decision in the log that the settings name. Raises RefusedError."""
     try:
-        found = lookup.find([decision_id], rotated_set(live_log(load_settings(config) if config is not None else None)))
+        found = lookup.find([decision_id], rotated_set(live_log(settings_of(config))))
     except LogError as error:
         raise Failure(f"policyd: {error}", 2) from None
     if not found:

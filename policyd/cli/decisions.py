@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import Failure
-from policyd.cli.log_options import live_log, log_errors, log_paths, logs_argument, nothing_found, since_option
+from policyd.cli.log_options import (
+    live_log,
+    log_errors,
+    log_paths,
+    logs_argument,
+    nothing_found,
+    settings_of,
+    since_option,
+)
 from policyd.cli.options import RulesetName, config_option, json_option, rules_options
 from policyd.cli.terminal import print_json, print_tables
 from policyd.config.conditions import Form
 from policyd.config.dates import utc_today
 from policyd.config.entries import fold_owner
 from policyd.config.entry_messages import explain_entry
-from policyd.config.load import load, load_settings
+from policyd.config.load import load
 from policyd.core.engine import decide
 from policyd.core.facts import Facts, Greylisted, Needs
 from policyd.core.ruleset import Verb
@@ -44,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from policyd.config.load import Loaded
-    from policyd.config.settings import Settings
     from policyd.decision_log.reader import LoggedDecision
     from policyd.tools.explain import Explanation
 
@@ -159,7 +166,7 @@ def tail(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
     with log_errors():
-        path = log if log is not None else live_log(_settings(config))
+        path = log if log is not None else live_log(settings_of(config))
         found: Iterator[LoggedDecision]
         if path == STANDARD_INPUT:
             found = tails.every([path], wanted)
@@ -283,7 +290,7 @@ def report(
     needs_ruleset = (asn is not None or country is not None) and (config is not None or rules is not None)
     ruleset = load(config, rules).ruleset if needs_ruleset else None
     with log_errors():
-        paths = log_paths(logs, _settings(config))
+        paths = log_paths(logs, settings_of(config))
         with reading(paths) as advance:
             incident = reports.collect(
                 paths,
@@ -326,10 +333,6 @@ def _owner(option: str, form: Form, written: str | None) -> str:
 def _loaded(config: str | None, rules: str | None) -> Loaded | None:
     """Returns settings and ruleset, or None if neither is named; these commands also work without them."""
     return load(config, rules) if config is not None or rules is not None else None
-
-
-def _settings(config: str | None) -> Settings | None:
-    return load_settings(config) if config is not None else None
 
 
 # --- Today's decision -------------------------------------------------------------------------------------------------

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from policyd.cli.log_options import log_errors, log_paths, logs_argument, nothing_found, parse_time, since_option
+from policyd.cli.log_options import (
+    log_errors,
+    log_paths,
+    logs_argument,
+    nothing_found,
+    parse_time,
+    settings_of,
+    since_option,
+)
 from policyd.cli.options import json_option, rules_options
-from policyd.config.load import load, load_settings
+from policyd.config.load import load
 from policyd.decision_log import reader
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import find as finding
@@ -79,7 +87,7 @@ def find(
     ruleset = load(config, rules).ruleset if needs_ruleset else None
     search = finding.Search(networks, suffix, sender, recipient, since, until, ruleset=ruleset)
     with log_errors():
-        paths = log_paths(logs, load_settings(config) if config is not None and not logs else None)
+        paths = log_paths(logs, settings_of(config) if not logs else None)
         with reading(paths) as advance:
             if by is not None:
                 tally = tallying.tally(paths, search, tallying.By(by), advance)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from policyd.cli import Failure
+from policyd.config.load import load_settings
 from policyd.logs.files import STANDARD_INPUT, LogError, in_order, rotated_set
 from policyd.logs.timestamps import parse_since
 
@@ -52,6 +53,11 @@ def parse_time(_context: click.Context, _parameter: click.Parameter, written: st
         return None if written is None else parse_since(written, time.time())
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def settings_of(config: str | None) -> Settings | None:
+    """The settings of a command that also works without them; None without `-c`, if none are installed."""
+    return load_settings(config) if config is not None else None
 
 
 def live_log(settings: Settings | None) -> str:

@@ -150,7 +150,12 @@ def replay(
     help="Minimum number of refused addresses for a suffix or a network.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Maximum candidates."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of candidates.",
 )
 @click.option(
     "--by",

@@ -37,9 +37,9 @@ from policyd.decision_log.lists import parse_answers
 from policyd.logs.decisions import hint
 from policyd.logs.files import STANDARD_INPUT
 from policyd.memory.counting import first_counts
-from policyd.tools.decisions import abuse_report as reports
-from policyd.tools.decisions import lookup as lookups
-from policyd.tools.decisions import tail as tails
+from policyd.tools.decisions import abuse_report
+from policyd.tools.decisions import lookup as lookup_tool
+from policyd.tools.decisions import tail as tail_tool
 from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.display import reading, results
 from policyd.tools.explain import as_json as explanation_as_json
@@ -158,7 +158,7 @@ def tail(
     policyd tail --rule sakura-vps --client 49.212.0.0/16 decisions.log
     """
     try:
-        wanted = tails.DecisionFilter(
+        wanted = tail_tool.DecisionFilter(
             frozenset(action.upper().encode() for action in actions),
             frozenset(name.encode() for name in names),
             parse_networks(networks),
@@ -169,11 +169,11 @@ def tail(
         path = log if log is not None else live_log(settings_of(config))
         found: Iterator[LoggedDecision]
         if path == STANDARD_INPUT:
-            found = tails.every([path], wanted)
+            found = tail_tool.every([path], wanted)
         elif no_follow:
-            found = tails.follow(path, lines, wanted, wait=lambda: False)
+            found = tail_tool.follow(path, lines, wanted, wait=lambda: False)
         else:
-            found = tails.follow(path, lines, wanted)
+            found = tail_tool.follow(path, lines, wanted)
         console = results()
         shown = 0
         for decision in found:
@@ -181,7 +181,7 @@ def tail(
             if as_json:
                 click.echo(json.dumps(reader.as_json(decision)))
             else:
-                console.print(tails.as_line(decision), soft_wrap=True)
+                console.print(tail_tool.as_line(decision), soft_wrap=True)
                 sys.stdout.flush()
         if no_follow and not shown and lines and path != STANDARD_INPUT:
             raise Failure(f"policyd: no decision to show in {path}{hint(path)}", 1)
@@ -205,14 +205,14 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
     policyd lookup '550 5.7.1 Access denied (7Q4K2M9X)'
     policyd lookup --rules rules.yaml 7Q4K2M9X decisions.log*
     """
-    ids = lookups.ids_in(sys.stdin.read(_MAX_PASTED) if decision_id == STANDARD_INPUT else decision_id)
+    ids = lookup_tool.ids_in(sys.stdin.read(_MAX_PASTED) if decision_id == STANDARD_INPUT else decision_id)
     if not ids:
         raise click.UsageError("there is no id in the text; an id has eight letters and digits, as in (7Q4K2M9X)")
     loaded = _loaded(config, rules)
     with log_errors():
         paths = log_paths(logs, loaded.settings if loaded is not None else None)
         with reading(paths) as advance:
-            found = lookups.find(ids, paths, advance)
+            found = lookup_tool.find(ids, paths, advance)
     if not found:
         raise nothing_found(f"no decision with the id {' or '.join(ids[:5])}", paths)
     objects = []
@@ -222,7 +222,7 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
             logged = reader.as_json(decision)
             objects.append({"logged": logged, "today": _today_as_json(loaded, decision)})
             continue
-        console.print(tails.as_line(decision), soft_wrap=True)
+        console.print(tail_tool.as_line(decision), soft_wrap=True)
         if loaded is not None:
             console.print()
             _print_today(loaded, decision)
@@ -292,7 +292,7 @@ def report(
     with log_errors():
         paths = log_paths(logs, settings_of(config))
         with reading(paths) as advance:
-            incident = reports.collect(
+            incident = abuse_report.collect(
                 paths,
                 network=parsed,
                 suffix=suffix,
@@ -308,7 +308,7 @@ def report(
         if (asn or country) and (ruleset is None or ruleset.owners is None):
             what += " (a mail log has no systems and countries: name a ruleset with databases by --rules)"
         raise nothing_found(what, paths)
-    message = reports.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
+    message = abuse_report.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
     if mbox is not None:
         _append(mbox, message)
     elif output is not None:
@@ -355,7 +355,7 @@ def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str,
 
 def _explain_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
     """Today's decision on the same request; None if it needs an answer of DNS that the log does not have."""
-    request, identity = lookups.request_of(decision), lookups.identity_of(decision)
+    request, identity = lookup_tool.request_of(decision), lookup_tool.identity_of(decision)
     owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
     known = decision.greylist.decode("ascii", "replace")
     greylist = Greylisted(known) if known in set(Greylisted) else Greylisted.NEW

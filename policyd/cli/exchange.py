@@ -17,10 +17,11 @@ from policyd.config.conditions import CONDITIONS
 from policyd.config.dates import utc_today
 from policyd.config.load import load
 from policyd.exchange.access.keys import LOOKUPS
-from policyd.exchange.exporting import FORMATS as EXPORTS
+from policyd.exchange.exporting import FORMATS as EXPORT_FORMATS
 from policyd.exchange.exporting import NoSuchListError
 from policyd.exchange.exporting import export as export_rules
-from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.exchange.importing import FORMATS as IMPORT_FORMATS
+from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, as_json_object, import_files
 from policyd.exchange.model import ExportOptions, Verdict
 from policyd.logs.files import STANDARD_INPUT, LogError
 from policyd.tools.display import reading
@@ -48,7 +49,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
 
 
 @click.command("import")
-@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(FORMATS)))
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(IMPORT_FORMATS)))
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option(
     "--as",
@@ -159,7 +160,7 @@ def _summary(result: Result) -> str:
 
 
 @click.command()
-@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(EXPORTS)))
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(EXPORT_FORMATS)))
 @rules_options
 @click.option(
     "--list",

@@ -21,10 +21,11 @@ from policyd.cli.options import json_option, rules_options
 from policyd.config.load import load
 from policyd.decision_log import reader
 from policyd.decision_log.reader import LoggedDecision
-from policyd.tools.decisions import find as finding
-from policyd.tools.decisions import tail as tails
-from policyd.tools.decisions import tally as tallying
+from policyd.tools.decisions import find as find_tool
+from policyd.tools.decisions import tail as tail_tool
 from policyd.tools.decisions.networks import parse_networks
+from policyd.tools.decisions.tally import MAX_VALUES, By
+from policyd.tools.decisions.tally import tally as make_tally
 from policyd.tools.display import reading, results
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--by",
-    type=click.Choice([str(by) for by in tallying.By]),
+    type=click.Choice([str(by) for by in By]),
     help="Print each distinct value of this field once, with its count, first and last time.",
 )
 @logs_argument
@@ -83,16 +84,16 @@ def find(
         networks = parse_networks(clients)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
-    needs_ruleset = by == tallying.By.ASN and (config is not None or rules is not None)
+    needs_ruleset = by == By.ASN and (config is not None or rules is not None)
     ruleset = load(config, rules).ruleset if needs_ruleset else None
-    search = finding.Search(networks, suffix, sender, recipient, since, until, ruleset=ruleset)
+    search = find_tool.Search(networks, suffix, sender, recipient, since, until, ruleset=ruleset)
     with log_errors():
         paths = log_paths(logs, settings_of(config) if not logs else None)
         with reading(paths) as advance:
             if by is not None:
-                tally = tallying.tally(paths, search, tallying.By(by), advance)
+                tally = make_tally(paths, search, By(by), advance)
             else:
-                found = _print_each(finding.every(paths, search, advance), as_json=as_json)
+                found = _print_each(find_tool.every(paths, search, advance), as_json=as_json)
     if not (tally.found if by is not None else found):
         raise nothing_found("no decision and no mail", paths)
     if by is not None:
@@ -107,12 +108,12 @@ def _print_each(found: Iterator[Found], *, as_json: bool) -> int:
         count += 1
         source = each.source
         if as_json:
-            fields = reader.as_json(source) if isinstance(source, LoggedDecision) else finding.mail_as_json(source)
+            fields = reader.as_json(source) if isinstance(source, LoggedDecision) else find_tool.mail_as_json(source)
             click.echo(json.dumps(fields))
         elif console is not None and isinstance(source, LoggedDecision):
-            console.print(tails.as_line(source), soft_wrap=True)
+            console.print(tail_tool.as_line(source), soft_wrap=True)
         else:
-            click.echo(finding.as_line(source))
+            click.echo(find_tool.as_line(source))
     return count
 
 
@@ -129,6 +130,6 @@ def _print_tally(tally: Tally, *, as_json: bool) -> None:
         click.echo(lines, nl=False)
     if tally.others:
         click.echo(
-            f"policyd: {tally.others:,} more, with values beyond the first {tallying.MAX_VALUES:,}, were not counted",
+            f"policyd: {tally.others:,} more, with values beyond the first {MAX_VALUES:,}, were not counted",
             err=True,
         )

@@ -101,7 +101,7 @@ class _NewCopy:
     (Unix seconds) that the file gets; None for now.
     """
 
-    wanted: _Wanted
+    job: _Job
     content: bytes
     temporary: Path
     state: dict[str, str]
@@ -111,8 +111,8 @@ class _NewCopy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A list or a database with `from:`; the other is None. Each of `names` selects it on the command line."""
+class _Job:
+    """A list or database with `from:`; the field of the other is None. Each of `names` selects it on the command line."""
 
     list: ListDefinition | None
     database: DatabaseDefinition | None
@@ -160,55 +160,55 @@ class _Run:
         self._file: RulesFile = rules_file
 
     def run(self) -> Outcome:
-        wanted = [*self._wanted()]
-        known = sorted({name for candidate in wanted for name in candidate.names})
+        jobs = [*self._jobs()]
+        known = sorted({name for job in jobs for name in job.names})
         for name in (*self._choice.only, *self._choice.accept):
             if name not in known:
                 message = f"'{name}' is not a list or database with from:; there are: {', '.join(known) or 'none'}"
                 raise NoSourceError(message)
         new: list[_NewCopy] = []
         try:
-            for candidate in wanted:
-                self._outcome.paths.append(candidate.path)
-                if not self._choice.only or not candidate.names.isdisjoint(self._choice.only):
+            for job in jobs:
+                self._outcome.paths.append(job.path)
+                if not self._choice.only or not job.names.isdisjoint(self._choice.only):
                     try:
-                        _remove_leftovers(candidate.target)
-                        found = self._fetch(candidate)
+                        _remove_leftovers(job.target)
+                        found = self._fetch(job)
                     except (RefusedError, FetchError, UnreadableError, OSError) as error:
-                        self._refuse(candidate, _describe(error))
+                        self._refuse(job, _describe(error))
                     else:
                         new += [] if found is None else [found]
             for each in self._judge_together(new):
                 try:
                     self._put(each)
                 except OSError as error:
-                    self._refuse(each.wanted, f"{each.wanted.path} cannot be replaced: {_describe(error)}")
+                    self._refuse(each.job, f"{each.job.path} cannot be replaced: {_describe(error)}")
         finally:
             for each in new:
                 each.temporary.unlink(missing_ok=True)
         return self._outcome
 
-    def _wanted(self) -> Iterator[_Wanted]:
+    def _jobs(self) -> Iterator[_Job]:
         for database in self._file.database_definitions:
             if database.source is not None:
-                yield _Wanted(None, database, database.source, database.path)
+                yield _Job(None, database, database.source, database.path)
         for definition in self._file.lists.values():
             if definition.source is not None and definition.file_path:
-                yield _Wanted(definition, None, definition.source, definition.file_path)
+                yield _Job(definition, None, definition.source, definition.file_path)
 
-    def _refuse(self, wanted: _Wanted, reason: str) -> None:
-        self._outcome.refused.append(printable(f"{wanted.shown}: refused: {reason}"))
+    def _refuse(self, job: _Job, reason: str) -> None:
+        self._outcome.refused.append(printable(f"{job.shown}: refused: {reason}"))
 
     # --- One list or database -----------------------------------------------------------------------------------------
 
-    def _fetch(self, wanted: _Wanted) -> _NewCopy | None:
+    def _fetch(self, job: _Job) -> _NewCopy | None:
         """A new copy that has passed its own guards; None if there is nothing to do."""
-        source, shown, target = wanted.source, wanted.shown, wanted.target
+        source, shown, target = job.source, job.shown, job.target
         wait = _wait(target, source)
         if wait > 0 and not self._choice.force:
             self._outcome.messages.append(f"{shown}: not due for {wait / 3600:.1f} h")
             return None
-        old = _old_content(target, wanted.max_bytes)
+        old = _old_content(target, job.max_bytes)
         state = _read_state(target)
         known = Validators()
         same_source = state.get("url") == source.url and state.get("format") == source.format
@@ -216,7 +216,7 @@ class _Run:
             known = Validators(state.get("etag", ""), state.get("last_modified", ""))
         key = "" if source.key_file is None else read_key(source.key_file)
         try:
-            fetched = get(source.url, key, known, wanted.max_bytes)
+            fetched = get(source.url, key, known, job.max_bytes)
         except FetchError as error:
             if error.retry_after and not self._choice.dry_run:
                 _write_retry(target, time.time() + error.retry_after)
@@ -227,11 +227,11 @@ class _Run:
                 os.utime(state_path(str(target)))
             return None
         content, modified = fetched.content, None
-        _check_page(content, "a list" if wanted.list is not None else "a database")
-        if wanted.list is not None:
-            condition = self._condition(wanted.list.name)
+        _check_page(content, "a list" if job.list is not None else "a database")
+        if job.list is not None:
+            condition = self._condition(job.list.name)
             content = _converted(source, condition, content, target)
-            message = self._guard(wanted.list.name, source, condition, content, old)
+            message = self._guard(job.list.name, source, condition, content, old)
         new_state = {
             "url": source.url,
             "format": source.format,
@@ -247,14 +247,14 @@ class _Run:
         temporary = beside(target, "checked")
         try:
             temporary.write_bytes(content)
-            if wanted.database is not None:
+            if job.database is not None:
                 modified = _modified(fetched.validators)
                 os.utime(temporary, (modified, modified))
-                message = self._judge_database(wanted.database, temporary)
+                message = self._judge_database(job.database, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        return _NewCopy(wanted, content, temporary, new_state, message, None if old is None else _sha256(old), modified)
+        return _NewCopy(job, content, temporary, new_state, message, None if old is None else _sha256(old), modified)
 
     def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
         """Refuses a database that cannot be used or, unless it is accepted, is older or has lost more than half of its
@@ -321,20 +321,20 @@ class _Run:
         good = []
         for copy in new:
             if problem := self._problem([copy]):
-                self._refuse(copy.wanted, f"the ruleset does not accept it: {problem}")
+                self._refuse(copy.job, f"the ruleset does not accept it: {problem}")
             else:
                 good.append(copy)
         if good and (problem := self._problem(good)):
             for copy in good:
-                self._refuse(copy.wanted, f"the ruleset does not accept it together with others: {problem}")
+                self._refuse(copy.job, f"the ruleset does not accept it together with others: {problem}")
             return []
         return good
 
     def _problem(self, new: list[_NewCopy]) -> str:
         """The first error of the ruleset with these copies in place; empty if there is none."""
         report = Report()
-        lists = {copy.wanted.list.name: str(copy.temporary) for copy in new if copy.wanted.list is not None}
-        databases = {copy.wanted.path: str(copy.temporary) for copy in new if copy.wanted.list is None}
+        lists = {copy.job.list.name: str(copy.temporary) for copy in new if copy.job.list is not None}
+        databases = {copy.job.path: str(copy.temporary) for copy in new if copy.job.list is None}
         read_rules(
             self._rules.path,
             report,
@@ -345,24 +345,24 @@ class _Run:
         )
         problem = next(report.lines(), "")
         for copy in new:
-            problem = problem.replace(str(copy.temporary), copy.wanted.path)
+            problem = problem.replace(str(copy.temporary), copy.job.path)
         return problem
 
     def _put(self, copy: _NewCopy) -> None:
         if self._choice.dry_run:
             self._outcome.messages.append(f"{copy.message} (dry run: not put in place)")
             return
-        target = copy.wanted.target
+        target = copy.job.target
         with list_lock(target.parent):
-            present = _old_content(target, copy.wanted.max_bytes)
+            present = _old_content(target, copy.job.max_bytes)
             if (None if present is None else _sha256(present)) != copy.replaces:
-                self._outcome.messages.append(f"{copy.wanted.shown}: left alone: it was replaced while this ran")
+                self._outcome.messages.append(f"{copy.job.shown}: left alone: it was replaced while this ran")
                 return
             _keep_previous(target)
             replace_file(target, copy.content, copy.modified)
             _write_state(target, copy.state)
         self._outcome.messages.append(copy.message)
-        self._outcome.changed.append(copy.wanted.shown)
+        self._outcome.changed.append(copy.job.shown)
 
 
 def _describe(error: Exception) -> str:

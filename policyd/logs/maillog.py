@@ -138,12 +138,12 @@ class MailLog:
             head, _, message = line.partition(b"]: ")
             writer, _, pid = head.rpartition(b"[")
             end = writer.find(b" ", behind)
-            reader = readers.get(writer[end:])
-            if reader is _ignore:
+            read = readers.get(writer[end:])
+            if read is _ignore:
                 other += 1
-            elif reader is not None and message and len(line) <= _MAX_LINE:
-                if reader(writer[start:end], pid, message) or (
-                    message.startswith(_WITHIN) and self._within(reader, writer[start:end], pid, message)
+            elif read is not None and message and len(line) <= _MAX_LINE:
+                if read(writer[start:end], pid, message) or (
+                    message.startswith(_WITHIN) and self._within(read, writer[start:end], pid, message)
                 ):
                     used += 1
                 else:

@@ -112,7 +112,7 @@ class _NewCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A list or database with `from:`; the field of the other is None. Each of `names` selects it on the command line."""
+    """A list or database with `from:`; the other field is None. Each of `names` selects it on the command line."""
 
     list: ListDefinition | None
     database: DatabaseDefinition | None

@@ -1,4 +1,4 @@
-"""The commands that read the decision log: `policyd stats`, `tail`, `lookup` and `report`."""
+"""`policyd stats`, `tail`, `lookup` and `report`: show the decisions of a log; `report` also reads a mail log."""
 
 from __future__ import annotations
 

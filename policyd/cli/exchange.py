@@ -55,7 +55,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     "--as",
     "shape",
     type=click.Choice([shape.value for shape in Shape]),
-    help="Rules, or a list file.",
+    help="Write rules, or a list file.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 @click.option(
@@ -116,9 +116,9 @@ def import_(
     postconf, postfwd, postgrey, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be
     compressed; without FILE, or if it is `-`, standard input is read.
 
-    A table with verdicts becomes rules, in an order that keeps their meaning; a plain list becomes a list file. The
-    result goes to standard output. Every line that is not imported, or not with exactly its meaning, is reported on
-    standard error with its number and the reason.
+    A table with verdicts becomes rules, in an order that keeps their meaning; a plain list becomes a list file. Every
+    line that is not imported, or not with exactly its meaning, is reported on standard error with its number and the
+    reason.
 
     \b
     policyd import postfix-access /etc/postfix/client_access > rules.yaml
@@ -196,7 +196,7 @@ def _summary(result: Result) -> str:
     callback=_name,
     help="The name of the set, chain or table in the other system.",
 )
-@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="The verdict of a list's entries.")
+@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="The action of a list's entries.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a line or rule was lost.")
 def export(
     *,

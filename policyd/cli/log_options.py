@@ -1,4 +1,4 @@
-"""Arguments and options of the commands that read logs: LOG and --since."""
+"""LOG, --since and the errors of the commands that read logs."""
 
 from __future__ import annotations
 

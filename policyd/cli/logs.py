@@ -1,4 +1,4 @@
-"""The commands that read mail logs: `policyd replay` and `policyd suggest`."""
+"""`policyd replay` and `policyd suggest`: judge the mails of a log, and find what to block."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from policyd.core.facts import Facts, Greylisted, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
 from policyd.decision_log.lists import parse_answers
-from policyd.logs.decisions import hint
+from policyd.logs.decisions import mail_log_hint
 from policyd.logs.files import STANDARD_INPUT
 from policyd.memory.counting import first_counts
 from policyd.tools.decisions import abuse_report
@@ -184,7 +184,7 @@ def tail(
                 console.print(tail_tool.as_line(decision), soft_wrap=True)
                 sys.stdout.flush()
         if no_follow and not shown and lines and path != STANDARD_INPUT:
-            raise Failure(f"policyd: no decision to show in {path}{hint(path)}", 1)
+            raise Failure(f"policyd: no decision to show in {path}{mail_log_hint(path)}", 1)
 
 
 @click.command()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from policyd.decision_log.reader import LoggedDecision
     from policyd.fetch.guards import Rules
 
-# Maximum characters of a reason.
+# Maximum characters of a reason; the rest is left out.
 MAX_WHY = 500
 
 # Lists whose entries `block` does not block, besides the lists that a `never` names.

@@ -12,7 +12,7 @@ from policyd.logs.maillog import MailLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# Lines that are checked to distinguish a mail log from other files.
+# Maximum lines that are checked to distinguish a mail log from other files.
 _SAMPLE_LINES = 1000
 
 
@@ -49,21 +49,21 @@ def decisions(
 def _refuse_foreign(name: str, lines: int, found: int, sample: list[bytes]) -> None:
     if lines and not found:
         raise LogError(
-            f"{name}: not a decision log: none of its {lines:,} lines is a decision of policyd{_mail_log_hint(sample)}"
+            f"{name}: not a decision log: none of its {lines:,} lines is a decision of policyd{_advice(sample)}"
         )
 
 
-def hint(path: str) -> str:
-    """Returns advice about a file without decisions, for the end of a message; empty if there is none.
+def mail_log_hint(path: str) -> str:
+    """Returns advice for the end of a message if a file without decisions is a mail log; empty if it is not.
 
     Raises `LogError` if the file cannot be read.
     """
     for block in read_blocks([path]):
-        return _mail_log_hint(block.lines[:_SAMPLE_LINES])
+        return _advice(block.lines[:_SAMPLE_LINES])
     return ""
 
 
-def _mail_log_hint(sample: list[bytes]) -> str:
+def _advice(sample: list[bytes]) -> str:
     log = MailLog()
     log.feed(sample)
     return "; it is a mail log, which `policyd replay` and `policyd suggest` read" if log.counts.used else ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The rules in force, and the daemon's control socket. Without a daemon, `control` is None, with the `reason`."""
+    """The rules in force, and the control socket; without a daemon, `control` is None, and `reason` says why."""
 
     rules: Rules
     control: str | None

@@ -1,10 +1,10 @@
 -- Pandoc filter: pages of docs/ become one page of section 5, in the man(7) macros that groff and mandoc both know.
 --
--- The first page of several is the body of the manual page: its title becomes DESCRIPTION, and its parts sections. The
--- titles of the pages after it become sections. Tables become tagged paragraphs, because a terminal is too narrow for
--- them; code becomes bold, because a terminal has one font.
+-- The first page of several is the body of the manual page: its title becomes DESCRIPTION, and its parts become sections.
+-- The titles of the pages after it become sections. Tables become tagged paragraphs, because a terminal is too narrow for
+-- tables; code becomes bold, because a terminal has one font.
 --
--- Metadata: `page` and `summary` for NAME, `also` for SEE ALSO.
+-- Metadata: `name` and `summary` for NAME, `also` for SEE ALSO.
 
 -- The manual page that contains each page of docs/.
 local IN_PAGE = {
@@ -25,7 +25,7 @@ local function verbatim(text)
     if line:find('^[.]') then
       line = '\\&' .. line
     end
-    -- An empty line in a block becomes roff's request for one, because mandoc warns of an empty line.
+    -- An empty line becomes roff's request for an empty line, because mandoc warns of empty lines.
     table.insert(lines, line == '' and '.sp' or line)
   end
   return table.concat(lines, '\n')
@@ -60,7 +60,8 @@ end
 local LONGEST_TAG = 60
 
 -- Each row becomes a term and its definition. The term is the first cell. The definition is the second cell or, in a wider
--- table, a line for each further cell with the head of its column. Long first cells become paragraphs.
+-- table, a line for each further cell with the head of its column. If a first cell is too long for a tag, the cells of
+-- all rows become paragraphs.
 local function definitions(block)
   local simple = pandoc.utils.to_simple_table(block)
   local items, paragraphs, longest = {}, {}, 0

@@ -1,7 +1,7 @@
 # make run    installs the packages that policyd needs, and answers on 127.0.0.1:10040 with the shipped rules
-# make check  style, types (also of the tests), directions of imports, plain English
+# make check  style, types (also of the tests), and quick tests of the source: imports, lock files, plain English
 # make test   the checks, then every test (ARGS="-k reload" selects some)
-# make unit   the quick tests, which need no root, in less than 30 s: for every edit
+# make unit   the quick tests, which need no root, in less than 30 s; run them after every edit
 # make matrix both commands of the README, run and test, in clean roots of Debian 12 and 13; needs root and debootstrap
 #             (RELEASES="trixie" for one of them; .ci/matrix says more)
 # make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
@@ -9,16 +9,17 @@
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
-# make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names an interpreter that has the packages
-#             of requirements.lock, for a build without a virtual environment
-# make completions   completion for bash, zsh and fish, into build/completions
-# make lock   writes new lock files: the packages, by hash, to run (requirements.lock), test and fuzz policyd
-# make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper, pandoc
+# make man    the manual pages, into build/man; needs pandoc
+# make completions   completion for bash, zsh and fish, into build/completions. For both, POLICYD_PYTHON names an
+#             interpreter that has the packages of requirements.lock, to build without a virtual environment
+# make lock   writes the three lock files, with each package by hash: requirements.lock to run policyd,
+#             requirements-test.lock and requirements-fuzz.lock
+# make deb    the Debian package for the Debian release of this machine, in build/ (needs build-essential, debhelper, pandoc
 #             and python3-venv)
 # make deb-test  builds the package in clean roots of Debian 12 and 13, and tests install, upgrade, remove and purge on a
 #             host with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
 # make audit  checks the packages of requirements.lock for known vulnerabilities; also fails if it cannot check all of them
-# make bench  measures policyd beside the floor and other policy services (docs/performance.md): BENCH=quick for a short run,
+# make bench  compares policyd with a minimal server and other policy services (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
 # make clean  removes .venv, build and the caches
 
@@ -64,6 +65,7 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
 
 POLICYD_PYTHON ?= $(BIN)/python
+# The prerequisite of `man` and `completions`: none if POLICYD_PYTHON names another interpreter.
 RUNNABLE = $(if $(filter $(BIN)/python,$(POLICYD_PYTHON)),$(VENV)/run.stamp)
 
 man: $(RUNNABLE)
@@ -75,8 +77,8 @@ completions: $(RUNNABLE)
 	_POLICYD_COMPLETE=zsh_source $(POLICYD_PYTHON) -m policyd >build/completions/_policyd
 	_POLICYD_COMPLETE=fish_source $(POLICYD_PYTHON) -m policyd >build/completions/policyd.fish
 
-# One lock file serves every supported Python: a marker limits a line to the versions that need it. The comment at the
-# head of each file is kept. requirements-test.lock has the same versions as requirements.lock.
+# One lock file serves every supported Python: a marker limits a package to the versions of Python that need it. The
+# comment at the head of each file is kept. requirements-test.lock has the same versions as requirements.lock.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
   --no-emit-package colorama
 # Prints the requirements under a key of pyproject.toml, one a line: $(call requirements,["build-system"]["requires"]).

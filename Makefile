@@ -19,8 +19,9 @@
 # make deb-test  builds the package in clean roots of Debian 12 and 13, and tests install, upgrade, remove and purge on a
 #             host with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
 # make audit  checks the packages of requirements.lock for known vulnerabilities; also fails if it cannot check all of them
-# make bench  compares policyd with a minimal server and other policy services (docs/performance.md): BENCH=quick for a short run,
-#             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
+# make bench  compares policyd with a minimal server and with other policy services (docs/performance.md): BENCH=quick for
+#             a short run, ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put
+#             the results in docs/
 # make clean  removes .venv, build and the caches
 
 PYTHON ?= python3

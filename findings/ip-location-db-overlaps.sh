@@ -1,10 +1,10 @@
 #!/bin/bash
 # @ip-location-db/asn and @ip-location-db/geo-whois-asn-country 2.3.2026061719: ranges of the CSV files overlap
 #
-# Both files are sorted by the start of their ranges and look as if they were disjoint, so a bisection for the last
-# start at or below an address is the obvious lookup. It is wrong after the end of an inner range: an address there still
-# belongs to the outer range, and the row found does not contain it. The script counts the rows that begin inside an
-# earlier range, and how many of these have another owner than the earlier range that ends last.
+# The rows of both files are sorted by the start of their ranges, and the ranges look disjoint, so a bisection for the
+# last start at or below an address is the obvious lookup. It is wrong after the end of an inner range: an address there
+# still belongs to the outer range, but the lookup finds the row of the inner range. The script counts the rows that
+# begin inside an earlier range, and how many of these have another owner than the earlier range that ends last.
 #
 # Seen:
 #   asn-ipv4.csv: 411961 rows, 1 begins inside an earlier range, 1 with another owner

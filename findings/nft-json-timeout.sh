@@ -2,7 +2,7 @@
 # nft (Debian nftables 1.0.6-2+deb12u2): JSON output turns a timeout of half a second into no timeout
 #
 # `nft -j list ruleset` writes a timeout in whole seconds: 500 ms becomes 0, and nft reads 0 as "no timeout". A block
-# that was about to end is permanent after a restore from the JSON output. Runs in a separate network namespace; needs
+# with such a timeout is permanent after a restore from the JSON output. Runs in a separate network namespace; needs
 # the right to create one.
 #
 # Seen:

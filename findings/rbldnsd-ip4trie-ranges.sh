@@ -2,8 +2,8 @@
 # rbldnsd (Debian 1.0~20210120-2): a zone file that is complete as ip4set loses its ranges as ip4trie
 #
 # ip4set reads FROM-TO ranges; ip4trie reads addresses and CIDR blocks. Given a range, ip4trie logs "invalid address",
-# leaves the line out, and serves the rest: after a change of one word on the command line, these clients are not listed
-# any more, and rbldnsd still starts.
+# leaves the line out, and serves the rest: after the word ip4set is changed to ip4trie on the command line, the clients
+# of the range are not listed any more, and rbldnsd still starts.
 #
 # Seen:
 #   ip4set: range listed, block listed

@@ -3,7 +3,7 @@
 #
 # A server over `maxmemory` with `noeviction` refuses INCR, alone or as the first write of a script. A script whose
 # first write needs no memory (EXPIRE, DEL) passes that check, and its later writes are not checked: counters and new
-# keys are stored beyond the limit. The order of two commands decides whether a counter fails.
+# keys are stored beyond the limit. So the order of the two commands decides whether a script can count.
 #
 # Seen:
 #   INCR: OOM

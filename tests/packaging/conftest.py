@@ -1,4 +1,4 @@
-"""Fixtures of the command line's tests that these tests use as well."""
+"""Makes the fixture `run` of tests/cli available to these tests."""
 
 from tests.cli.conftest import run
 

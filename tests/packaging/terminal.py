@@ -1,4 +1,4 @@
-"""A shell in a pseudo-terminal: tests press keys, and read the screen."""
+"""Runs a program, such as a shell, in a pseudo-terminal: tests press keys, and read the screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# Cursor movements, colours, titles: output that a terminal does not show as text.
+# Control sequences: cursor movements, colours, titles. A terminal does not show them as text.
 _CONTROLS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|[\x07\x08\r\x0e\x0f]")
 
 

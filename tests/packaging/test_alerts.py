@@ -25,9 +25,10 @@ HOST = {"job": "policyd", "instance": "mx1"}
 
 
 class Case(NamedTuple):
-    """Series in promtool's notation, and the times at which the alert fires or is silent.
+    """One case: series in promtool's notation, and the times at which the alert fires or is silent.
 
-    `labels` are the labels of the series that the alert keeps. `value` is the number as the alert's texts show it.
+    `labels` are the labels that the alert takes from the series, besides those of HOST. `value` is the number as the
+    alert's texts show it.
     """
 
     name: str
@@ -39,47 +40,48 @@ class Case(NamedTuple):
     value: str = ""
 
 
-def decisions(numbers: str, action: str = "REJECT") -> dict[str, str]:
-    return {f'policyd_decisions_total{{job="policyd",instance="mx1",action="{action}",rule="vps"}}': numbers}
-
-
-def gauge(name: str, numbers: str, **labels: str) -> dict[str, str]:
+def series(name: str, numbers: str, **labels: str) -> dict[str, str]:
+    """The samples of one series, by its name and labels, which include those of HOST."""
     written = ",".join(f'{label}="{value}"' for label, value in {**HOST, **labels}.items())
     return {f"{name}{{{written}}}": numbers}
 
 
+def decisions(numbers: str, action: str = "REJECT") -> dict[str, str]:
+    return series("policyd_decisions_total", numbers, action=action, rule="vps")
+
+
 def list_age(interval: int, checked: str) -> dict[str, str]:
-    return gauge("policyd_list_interval_seconds", f"{interval}+0x600", list="drop") | gauge(
+    return series("policyd_list_interval_seconds", f"{interval}+0x600", list="drop") | series(
         "policyd_list_checked_timestamp_seconds", checked, list="drop"
     )
 
 
 def database_age(numbers: str) -> dict[str, str]:
-    return gauge("policyd_database_build_timestamp_seconds", numbers, database="asn") | gauge(
+    return series("policyd_database_build_timestamp_seconds", numbers, database="asn") | series(
         "policyd_database_max_age_seconds", "7200+0x300", database="asn"
     )
 
 
 def dns_list_usable(numbers: str) -> dict[str, str]:
-    return gauge("policyd_dns_list_usable", numbers, list="zen")
+    return series("policyd_dns_list_usable", numbers, list="zen")
 
 
 def lines_lost(numbers: str) -> dict[str, str]:
-    return gauge("policyd_log_lines_lost_total", numbers, log="decision")
+    return series("policyd_log_lines_lost_total", numbers, log="decision")
 
 
 def state_file_usable(numbers: str) -> dict[str, str]:
-    return gauge("policyd_state_file_usable", numbers)
+    return series("policyd_state_file_usable", numbers)
 
 
 def ruleset_observes(numbers: str) -> dict[str, str]:
-    return gauge("policyd_ruleset_observes", numbers)
+    return series("policyd_ruleset_observes", numbers)
 
 
 CASES = (
-    Case("stops answering", "PolicydDown", gauge("up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
-    Case("does not answer for three minutes", "PolicydDown", gauge("up", "1+0x5 0+0x3 1+0x9"), (), ("9m", "15m")),
-    Case("another job does not answer", "PolicydDown", gauge("up", "0+0x30", job="node"), (), ("20m",)),
+    Case("stops answering", "PolicydDown", series("up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case("does not answer for three minutes", "PolicydDown", series("up", "1+0x5 0+0x3 1+0x9"), (), ("9m", "15m")),
+    Case("another job does not answer", "PolicydDown", series("up", "0+0x30", job="node"), (), ("20m",)),
     Case(
         "fetched at the start, then not again",
         "PolicydListOld",
@@ -128,14 +130,14 @@ CASES = (
     Case(
         "a refused reload",
         "PolicydReloadRefused",
-        gauge("policyd_last_reload_successful", "1+0x5 0+0x20"),
+        series("policyd_last_reload_successful", "1+0x5 0+0x20"),
         ("9m",),
         ("5m",),
     ),
     Case(
         "a refused reload, then a successful one",
         "PolicydReloadRefused",
-        gauge("policyd_last_reload_successful", "0+0x9 1+0x9"),
+        series("policyd_last_reload_successful", "0+0x9 1+0x9"),
         ("9m",),
         ("11m",),
     ),
@@ -148,19 +150,17 @@ CASES = (
         {"log": "decision"},
     ),
     Case("lines lost before the first sample", "PolicydLogLinesLost", lines_lost("7+0x60"), (), ("50m",)),
-    Case("stops answering", "PolicydMemoryAway", gauge("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case("stops answering", "PolicydMemoryAway", series("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
     Case(
         "does not answer for three minutes",
         "PolicydMemoryAway",
-        gauge("policyd_state_up", "0+0x3 1+0x20"),
+        series("policyd_state_up", "0+0x3 1+0x20"),
         (),
         ("3m", "10m"),
     ),
+    Case("goes out of use", "PolicydStateFileUnusable", state_file_usable("1+0x5 0+0x9"), ("12m",), ("5m", "9m")),
     Case(
-        "cannot be used any more", "PolicydStateFileUnusable", state_file_usable("1+0x5 0+0x9"), ("12m",), ("5m", "9m")
-    ),
-    Case(
-        "cannot be used for three minutes",
+        "out of use for three minutes",
         "PolicydStateFileUnusable",
         state_file_usable("0+0x3 1+0x20"),
         (),
@@ -169,14 +169,14 @@ CASES = (
     Case(
         "a bug after 20 minutes",
         "PolicydBug",
-        gauge("policyd_bugs_total", "0+0x20 1+0x120"),
+        series("policyd_bugs_total", "0+0x20 1+0x120"),
         ("22m", "1h15m"),
         ("20m", "1h30m"),
     ),
-    Case("no bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x120"), (), ("1h",)),
+    Case("no bug", "PolicydBug", series("policyd_bugs_total", "0+0x120"), (), ("1h",)),
 )
 
-# Cases with a sample every ten minutes: a day is 144 samples, 26 hours are 156.
+# Cases with a sample every ten minutes: a day has 144 samples, and 26 hours have 156.
 CASES_OF_DAYS = (
     Case(
         "sixty times as many rejections as the day before",
@@ -227,7 +227,7 @@ CASES_OF_DAYS = (
 
 
 def expected(case: Case) -> dict[str, Any]:
-    """The alert that promtool must find."""
+    """The alert that must fire in a case, in the form of promtool's tests."""
     alert, labels = ALERTS[case.alert], {**HOST, **case.labels}
 
     def shown(text: str) -> str:
@@ -278,7 +278,7 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.name)
-def test_promtool_detects_a_wrong_alert(tmp_path: Path, case: Case) -> None:
+def test_promtool_fails_if_a_case_is_wrong(tmp_path: Path, case: Case) -> None:
     assert unit_test(tmp_path, (case,)).returncode == 0
     assert unit_test(tmp_path, (case._replace(fires=case.silent, silent=()),)).returncode != 0
     assert unit_test(tmp_path, (case._replace(fires=(), silent=case.fires),)).returncode != 0
@@ -288,4 +288,5 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
     cases = CASES + CASES_OF_DAYS
     assert {case.alert for case in cases if case.fires} == set(ALERTS)
     assert {case.alert for case in cases if case.silent} == set(ALERTS)
+    # A refused reload always causes an alert, so each case of that alert fires at some time.
     assert {case.alert for case in cases if not case.fires} >= set(ALERTS) - {"PolicydReloadRefused"}

@@ -33,7 +33,8 @@ SHELLS = {
 
 FILES = {"bash": "policyd.bash", "zsh": "_policyd", "fish": "policyd.fish"}
 
-# One TAB shows the choices. Each shell finds the script in the same way as an installed script.
+# Commands typed at the start. After them, one TAB shows the choices. bash reads the script as its completion package
+# would; zsh and fish find it in a folder of their search path, as they find an installed script.
 SETTINGS = {
     "bash": "bind 'set show-all-if-ambiguous on'; bind 'set bell-style none'; . {folder}/policyd.bash",
     "zsh": "PS1='$ '; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; setopt no_list_ambiguous",
@@ -59,12 +60,13 @@ rules:
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the completion scripts."""
     folder = tmp_path_factory.mktemp("completion")
     for shell, name in FILES.items():
-        made = get_completion_class(shell)
-        assert made is not None
-        assert made.__module__ == completion.__name__
-        (folder / name).write_text(made(policyd, {}, "policyd", COMPLETE).source())
+        maker = get_completion_class(shell)
+        assert maker is not None
+        assert maker.__module__ == completion.__name__
+        (folder / name).write_text(maker(policyd, {}, "policyd", COMPLETE).source())
     return folder
 
 
@@ -77,9 +79,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.yaml").write_text("rules: [\n  'x\n")
     (folder / "only-log.txt").write_text("")
     (folder / "bin").mkdir()
-    started = folder / "bin/policyd"
-    started.write_text(f'#!/bin/sh\necho "$@" >>{folder}/started\nexec {sys.executable} -m policyd "$@"\n')
-    started.chmod(0o755)
+    program = folder / "bin/policyd"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{folder}/started\nexec {sys.executable} -m policyd "$@"\n')
+    program.chmod(0o755)
     return folder
 
 
@@ -102,12 +104,13 @@ def shell(request: pytest.FixtureRequest, scripts: Path, folder: Path) -> Iterat
 
 
 @pytest.fixture(autouse=True)
-def _not_started(folder: Path) -> None:
+def _without_earlier_starts(folder: Path) -> None:
+    """Removes the record of earlier starts."""
     (folder / "started").unlink(missing_ok=True)
 
 
 def after_tab(shell: Terminal, typed: str, expected: str) -> str:
-    """Types, presses TAB, and returns the screen as soon as it shows the expected text."""
+    """Types, presses TAB, and returns the output as soon as it has the expected text."""
     shell.keys("\x15")  # removes the earlier line
     shell.shows("")
     shell.keys(f"{typed}\t")

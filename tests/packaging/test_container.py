@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "packaging/container/policyd.yaml"
 
-# (stage, instruction, its arguments), each instruction in one line.
+# The number of the stage, the instruction and its arguments, for each instruction.
 INSTRUCTIONS: list[tuple[int, str, str]] = []
 _stage = -1
 for _line in re.sub(r"\\\n", " ", (ROOT / "packaging/Containerfile").read_text()).splitlines():
@@ -59,7 +59,7 @@ def test_health_check_and_command_are_commands_of_policyd(run: Callable[..., End
     assert run(*json.loads(check)[1:], "--help").status == 0
 
 
-def test_the_settings_are_right_and_fit_the_image(tmp_path: Path) -> None:
+def test_the_settings_load_and_fit_the_image(tmp_path: Path) -> None:
     settings = tmp_path / "policyd.yaml"
     settings.write_text(SETTINGS.read_text().replace("/rules/rules.yaml", str(ROOT / "config/rules.yaml")))
     loaded = load(settings, None)

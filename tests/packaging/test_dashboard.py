@@ -55,7 +55,7 @@ VARIABLES = {"$instance": ".+", "$__rate_interval": "10s"}
 
 
 def queries() -> dict[str, str]:
-    """Every query of the dashboard, by its panel's title and its own letter."""
+    """Every query of the dashboard, by its panel's title and its letter, or by its annotation."""
     found = {f"annotation {annotation['name']}": annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -85,7 +85,7 @@ class Prometheus:
             return None
 
     def numbers(self, query: str) -> list[float]:
-        """The numbers that a query gives now, without NaN."""
+        """The numbers that a query gives now; NaN is left out."""
         result = self.get("/api/v1/query", query=query)["result"]
         return [number for sample in result if not math.isnan(number := float(sample["value"][1]))]
 
@@ -117,7 +117,7 @@ def prometheus(folder: Path, target: int) -> Iterator[Prometheus]:
 
 @contextmanager
 def load(port: int) -> Iterator[None]:
-    """Some hundred requests a second, each from another client."""
+    """Sends up to 300 requests a second. A third of them come from a new client each, the others from two clients."""
     ended = threading.Event()
 
     def ask() -> None:

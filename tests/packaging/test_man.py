@@ -34,6 +34,7 @@ def man(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complaints(*command: str | Path) -> str:
+    """The warnings of a program that shows a page. mandoc writes them to standard output."""
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     return ended.stderr if command[0] != "mandoc" else ended.stdout + ended.stderr
 
@@ -47,7 +48,7 @@ CHECKERS = {
 
 @pytest.mark.parametrize("checker", CHECKERS)
 @pytest.mark.parametrize("page", PAGES)
-def test_no_program_warns_of_a_page(man: Path, page: str, checker: str) -> None:
+def test_no_program_warns_of_a_manual_page(man: Path, page: str, checker: str) -> None:
     require(checker)
     assert complaints(*CHECKERS[checker], man / page) == ""
 
@@ -61,7 +62,7 @@ def test_each_program_warns_of_a_wrong_page(man: Path, tmp_path: Path, checker: 
 
 
 def test_no_word_is_broken(man: Path) -> None:
-    # A reader who copies a name from a broken line would copy the hyphen.
+    # A hyphen at the end of a line would be copied together with a name.
     require("groff")
     for page in PAGES:
         shown = subprocess.run(
@@ -71,7 +72,7 @@ def test_no_word_is_broken(man: Path) -> None:
 
 
 def options_of_each_section(page: str) -> dict[str, set[str]]:
-    """The options by the words of their section's heading; each option has a paragraph."""
+    """The options in each section, by the section's heading. Each option is in the first line of a paragraph."""
     text = page.replace(r"\-", "-")
     sections = re.split(r'^\.S[HS] "?([^"\n]+)"?\n', text, flags=re.MULTILINE)
     return {

@@ -1,7 +1,7 @@
 """Writes policyd(8) to standard output: every command and option, from click, in man(7) macros.
 
 The argument is the page's date, YYYY-MM-DD. Everything about commands comes from the program, so the page agrees with
-`--help`; the other text is in this file.
+`--help`; all other text of the page is in this file.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ status 0.
 Success.
 .TP
 .B 1
-What was examined is wrong, or nothing was found; from
+A check found a problem, a reload or a new copy of a list was refused, or
+nothing was found; from
 .BR status ,
 something needs attention.
 .TP
@@ -99,6 +100,11 @@ Sockets passed by systemd.
 .BR NOTIFY_SOCKET ", " WATCHDOG_USEC ", " WATCHDOG_PID
 See
 .BR sd_notify (3).
+.TP
+.BR https_proxy ", " http_proxy ", " no_proxy
+The proxy that
+.B fetch
+uses.
 .TP
 .B NO_COLOR
 No colours in what the commands print.
@@ -145,7 +151,7 @@ The decision log, if the settings name it.
 
 def page(date: str) -> str:
     """The text of the page."""
-    # No hyphens and no wide blanks: packaging/man/build explains these requests.
+    # These requests switch off hyphenation and wide blanks, as packaging/man/build explains.
     lines = [f'.TH POLICYD 8 {date} "policyd {__version__}" "System administration"', ".nr HY 0", ".nh"]
     lines += [".ds AD l", ".ad l", _HEAD.strip()]
     group = policyd.make_context("policyd", [], resilient_parsing=True)
@@ -170,7 +176,7 @@ def _command(command: click.Command, context: click.Context) -> list[str]:
 
 
 def _paragraph(paragraph: str) -> list[str]:
-    r"""Filled text, or unfilled lines if the paragraph begins with click's mark `\b`."""
+    r"""The lines of a paragraph: filled text, or unfilled lines if the paragraph begins with click's mark `\b`."""
     mark, _, kept = paragraph.partition("\n")
     if mark.strip() == "\b":
         return [".PP", ".RS 4", ".EX", *(_not_a_request(_bold(line)) for line in kept.split("\n")), ".EE", ".RE"]
@@ -207,10 +213,12 @@ def _bold(text: str) -> str:
 
 
 def _not_a_request(line: str) -> str:
+    """A line that roff does not take for a request, although it begins with a control character."""
     return rf"\&{line}" if line.startswith((".", "'")) else line
 
 
 def _text(text: str, keep: str = "") -> str:
+    """Text for roff, with its special characters escaped, except those in `keep`."""
     escapes = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "^": r"\(ha", "~": r"\(ti", "`": r"\(ga"}
     return "".join(letter if letter in keep else escapes.get(letter, letter) for letter in text)
 

@@ -2,7 +2,7 @@
 # make check  style, types (also of the tests), and quick tests of the source: imports, lock files, plain English
 # make test   the checks, then every test (ARGS="-k reload" selects some)
 # make unit   the quick tests, which need no root, in less than 30 s; run them after every edit
-# make matrix both commands of the README, run and test, in clean roots of Debian 12 and 13; needs root and debootstrap
+# make matrix `make run` and `make test` in clean roots of Debian 12 and 13; needs root and debootstrap
 #             (RELEASES="trixie" for one of them; .ci/matrix says more)
 # make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
 # make faults every fault test of docs/reliability.md at full length (some 15 minutes): ARGS="-k mail" for some of them,

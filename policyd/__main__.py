@@ -1,4 +1,4 @@
-"""`python -m policyd` is the command `policyd`."""
+"""`python -m policyd` runs the command `policyd`."""
 
 from policyd.cli import main
 

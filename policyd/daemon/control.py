@@ -1,8 +1,9 @@
 """The server of the control socket: requests in, answers out, one JSON object a line (policyd.control.words).
 
 Promises that peers do not delay Postfix: a request has a maximum length and a deadline, and the number of peers is
-limited. Beyond the limit the oldest peer without a request is disconnected. The functions in `commands` carry out
-requests. The socket's mode and group decide who may connect.
+limited. Beyond the limit the oldest peer without a request is disconnected or, if every peer has a request, the new
+peer. The functions passed to `ControlServer` carry out the requests. The socket's mode and group decide who may
+connect.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Maximum number of peers: a few administrators and timers. Each takes one of listeners.SPARE_DESCRIPTORS.
+# Maximum number of peers: a few administrators and timers. Each takes one of the descriptors that
+# listeners.SPARE_DESCRIPTORS keeps free.
 MAX_PEERS = 16
 
 # Seconds for a request to arrive, and for a peer to read an answer.
@@ -43,7 +45,7 @@ UNREAD_BYTES = 1 << 18
 
 
 class LongText:
-    """An answer with a text that is too long to encode at once."""
+    """An answer with a text that is too long to encode at once; `name` is the key of the text."""
 
     def __init__(self, fields: dict[str, Any], name: str, text: memoryview) -> None:
         self.fields = fields
@@ -61,11 +63,11 @@ class ControlServer:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._is_closing = False
-        # Whether a request of the peer is being answered; the oldest peer first.
+        # The task of each peer, the oldest first, and whether the peer has a request that has not been answered.
         self._peers: dict[asyncio.Task[None], bool] = {}
 
     def accept(self, accepted: socket.socket, _peer: str) -> None:
-        """Takes a connection that a listener has accepted."""
+        """Serves a connection that a listener has accepted, or closes it if MAX_PEERS peers have a request."""
         if len(self._peers) >= MAX_PEERS:
             waiting = next((task for task, is_busy in self._peers.items() if not is_busy), None)
             if waiting is None:
@@ -108,14 +110,14 @@ class ControlServer:
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError) as error:
-            _log.debug("control: a peer is gone: %s", type(error).__name__)
+            _log.debug("control: a connection has ended: %s", type(error).__name__)
         except Exception:  # noqa: BLE001 - the boundary of a peer
             _log.exception("control: a bug in policyd, please report it")
         finally:
             transport.abort()
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Reads a request and answers it. Returns whether the peer may send another one."""
+        """Reads a request and answers it. Returns whether the peer may send another request."""
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 line = await reader.readline()

@@ -1,4 +1,4 @@
-"""Counters of connections, decisions and loads: plain integers, because every request is counted."""
+"""Counters of connections, decisions, loads and DNS lookups: plain integers, because every request is counted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.index import Ruleset
 
-# Upper bounds of the latency histogram, in seconds: without DNS a decision takes some 10 us, with it milliseconds to
-# seconds, and `dns.timeout` (5 s) at worst.
+# Upper bounds of the latency histogram, in seconds: without DNS a decision takes some 10 us. With DNS it takes
+# milliseconds to seconds, and at worst `dns.timeout` (5 s by default).
 LATENCY_BOUNDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -26,23 +26,23 @@ RATE_SAMPLES = 12
 
 
 class Counters:
-    """Counts connections, decisions and loads since the start of the daemon."""
+    """Counts since the start of the daemon. A reload drops the counts of the rules that it removes."""
 
     def __init__(self) -> None:
         self.decisions: Counter[tuple[Verb, str]] = Counter()  # the verb sent to Postfix, and the rule
-        self.observed: Counter[str] = Counter()
-        self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.observed: Counter[str] = Counter()  # requests that an observed rule matched, by the rule
+        self.latency = [0] * (len(LATENCY_BOUNDS) + 1)  # decisions by duration; the last element is above all bounds
         self.latency_seconds = 0.0
         self.accepted = 0  # connections
-        self.refused = 0
+        self.refused = 0  # connections closed at once, because of limits.connections
         self.timeouts = 0  # connections closed because a request was not complete in time
         self.protocol_errors = 0
-        self.bugs = 0
-        self.loads: Counter[str] = Counter(success=0, failure=0)
+        self.bugs = 0  # connections closed because of a bug
+        self.loads: Counter[str] = Counter(success=0, failure=0)  # after the start
         self.dns = DnsCounters()
 
     def decided(self, action: Verb, decision: Decision, seconds: float) -> None:
-        """Counts one decision; `action` is the verb sent to Postfix."""
+        """Counts one decision; `action` is the verb sent to Postfix, `seconds` the time from the request's arrival."""
         rule = decision.rule
         self.decisions[action, rule.name if rule is not None else DEFAULT_RULE] += 1
         for name in decision.observed:
@@ -73,12 +73,12 @@ class Rates:
             self._samples.append((now, self._totals()))
 
     def forget(self, now: float) -> None:
-        """Drops all samples, because counters of removed rules have been dropped."""
+        """Drops all samples, because the counts of removed rules have been dropped."""
         self._samples.clear()
         self._samples.append((now, self._totals()))
 
     def per_second(self, now: float) -> dict[str, float]:
-        """The rate of each action since the oldest sample."""
+        """Returns the decisions per second since the oldest sample, by the verb sent to Postfix."""
         began, before = self._samples[0]
         seconds = max(now - began, 1.0)
         totals = self._totals()

@@ -1,8 +1,8 @@
 """The short ids of decisions: eight characters of Crockford's base 32, unique on this host.
 
-40 bits are too few to draw at random (a repeat among a million ids would be as likely as not), so ids are handed out in
-order. Time is cut into windows of 1/64 s, numbered in 30 bits, with 1,024 ids each. A process that needs ids claims
-the first free window from now on, and uses it up, however long that takes. So:
+40 bits are too few for random ids (a repeat among 1.2 million would be as likely as not), so ids are handed out in
+order. Time is cut into windows of 1/64 s, numbered in 30 bits, with 1,024 ids each. A process that needs ids claims the
+present window or, if that is taken, the next free one, and uses all ids of the window, however long that takes. So:
 
 - A process that starts later gets later windows: no repeat over restarts.
 - Until its time has passed, a window is claimed by binding an abstract unix socket (unix(7)) named after it. Only one
@@ -10,8 +10,8 @@ the first free window from now on, and uses it up, however long that takes. So:
 - The numbers repeat after 2^24 seconds, 194 days. A host with a million decisions a day has used one window in 5,000 by
   then, so a year's ids are as good as unique too.
 
-65,536 ids a second on one host can go on for ever. At a higher rate the windows of a process run ahead of the clock. If
-it ends while they are ahead, or the clock is set back after its end, the next process may repeat its last ids.
+If a host needs more than 65,536 ids a second, the windows of its processes run ahead of the clock. If a process ends
+while its windows are ahead, or the clock is set back after its end, the next process may repeat its last ids.
 
 Ids sort nearly by time. They are not secret, and knowing an id grants nothing.
 """
@@ -35,12 +35,12 @@ _ENDINGS = [(a + b).encode() for a in ALPHABET for b in ALPHABET]
 WINDOWS_A_SECOND = 64
 _WINDOW_BITS = 30
 
-# Maximum number of claims held for windows ahead of the clock; each takes a descriptor. Further windows are used
+# Maximum number of claims held for windows whose time has not passed; each takes a descriptor. Further windows are used
 # without a claim, so two processes that are both a quarter of a second ahead could repeat ids.
 MAX_CLAIMS = 16
 
-# Maximum number of windows tried in a row that other processes have claimed. Daemons claim far fewer, so a longer row
-# means that another program occupies the names.
+# Windows tried in a row before a window is used without a claim. Daemons claim far fewer, so a longer row of claimed
+# windows means that another program occupies the names.
 MAX_TAKEN = 1024
 
 
@@ -51,7 +51,7 @@ class DecisionIds:
         self._now = now
         self._next = 0
         self._claims: list[tuple[int, socket.socket]] = []
-        self._warned = False  # the present failure of claims has been logged
+        self._warned = False  # it has been logged that no window can be claimed at present
         self._ids: Iterator[bytes] = iter(())
 
     def __iter__(self) -> Iterator[bytes]:

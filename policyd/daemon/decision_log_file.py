@@ -1,7 +1,8 @@
 """Writes the decision log: one line for each decision, as text or JSON.
 
-Promises that a line is written in the same turn of the event loop in which it was made. If the log cannot be written,
-only its lines are lost; they are counted and reported. `policyd.decision_log.writer` makes the lines.
+Promises that a line is written at the end of the turn of the event loop in which it was made. If the log cannot be
+written, nothing but its lines is lost, and lost lines are counted and reported. `policyd.decision_log.writer` makes the
+lines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds between two reports of lost lines.
+# Minimum seconds between two reports of lost lines.
 REPORT_SECONDS = 60.0
 
 
@@ -63,7 +64,7 @@ class DecisionLog:
             self._unreported += lost
 
     def check(self, now: float) -> None:
-        """Opens the file again if it was moved or removed, and reports lost lines; `now` is monotonic."""
+        """Opens the file again if it was moved or removed, and reports lost lines; `now` is on the monotonic clock."""
         if self.path != "-" and self._is_elsewhere():
             self.reopen()
         if now - self._reported >= REPORT_SECONDS and self._report_lost():

@@ -1,8 +1,7 @@
 """Listening sockets: `inet:HOST:PORT`, `unix:/path`, and those that systemd passes in.
 
 Promises that a unix socket has its owner, group and mode before a connection is possible; that a socket which another
-process serves is never replaced; and that a connection is never dropped without a line in the log: if descriptors run
-out, clients wait in the kernel's queue.
+process serves is never replaced; and that clients wait in the kernel's queue if descriptors run out.
 
 uvloop's own `create_server` is not used, because it silently replaces a live unix socket, silently drops connections
 when descriptors run out, and stops listening after any other error of accept(2).
@@ -37,14 +36,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The backlog of connections in the kernel. Postfix may open one for each of some hundred smtpd processes in one moment;
+# Maximum number of connections in the kernel's queue. Several hundred smtpd processes may connect at the same moment;
 # the kernel lowers this to net.core.somaxconn (listen(2)).
 BACKLOG = 4096
 
 # Maximum number of connections accepted in one turn of the event loop, so that a flood does not delay requests.
 ACCEPTS_A_TURN = 64
 
-# Seconds between an accept(2) that failed for lack of descriptors or memory and the next.
+# Seconds from an accept(2) that failed, for instance for lack of descriptors, to the next.
 RETRY_SECONDS = 0.1
 
 # Descriptors kept for everything that is not a connection: listeners, logs, DNS, metrics, reading files.
@@ -64,7 +63,7 @@ class ListenError(Exception):
 class Listener:
     """One listening socket. `name` is its form in the settings (`inet:127.0.0.1:10040`).
 
-    `path` is the file of a unix socket that the listener made and removes at its end.
+    `path` is the file of a unix socket that the daemon has made; `close` removes it.
     """
 
     def __init__(self, listening: socket.socket, name: str, path: Path | None = None) -> None:
@@ -85,7 +84,9 @@ class Listener:
         return self._socket.family != socket.AF_UNIX and not is_loopback(self._socket.getsockname()[0])
 
     def start(self, loop: asyncio.AbstractEventLoop, accepted: Accepted, complain: Complain) -> None:
-        """Accepts connections from now on, and passes each on with a description of its peer."""
+        """Accepts connections from now on. Calls `accepted` with each and a description of its peer, and `complain`
+        with the kind and the text of a problem.
+        """
         self._loop = loop
         self._accepted = accepted
         self._complain = complain
@@ -185,12 +186,15 @@ def open_control(path: str, group: str | None) -> Listener:
 def raise_descriptor_limit() -> int:
     """Raises RLIMIT_NOFILE to its hard limit. Returns the number of connections for which there are descriptors.
 
-    Raises ListenError if it is 0.
+    Raises ListenError if there are none.
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if limit <= SPARE_DESCRIPTORS:
-        raise ListenError(f"at most {limit} descriptors may be open; policyd needs {SPARE_DESCRIPTORS} and connections")
+        raise ListenError(
+            f"at most {limit} descriptors may be open; policyd needs {SPARE_DESCRIPTORS} and one for each connection "
+            "(LimitNOFILE=, ulimit -n)"
+        )
     return limit - SPARE_DESCRIPTORS
 
 
@@ -241,8 +245,10 @@ def _listen_inet(address: InetAddress) -> list[Listener]:
 def _listen_unix(
     address: UnixAddress, *, mode: int, owner: str | None = None, group: str | None = None, setting: str = ""
 ) -> Listener:
-    """Opens a unix socket with this owner and group; `setting` names the setting of the group, if not socket_group."""
-    uid = _number(setting or "socket_owner", "owner", owner, lambda name: pwd.getpwnam(name).pw_uid)
+    """Opens a unix socket with this owner and group; `setting` names the setting of the group, if it is not
+    socket_group.
+    """
+    uid = _number(setting or "socket_owner", "user", owner, lambda name: pwd.getpwnam(name).pw_uid)
     gid = _number(setting or "socket_group", "group", group, lambda name: grp.getgrnam(name).gr_gid)
     path = Path(address.path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -269,7 +275,9 @@ def _listen_unix(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Locks a folder. Of two daemons that start at the same time, one could take the other's new socket for stale."""
+    """Locks a folder. Without the lock, one of two daemons that start at the same time could remove the other's new
+    socket as a stale one.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -289,7 +297,8 @@ def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenE
         case errno.EADDRINUSE:
             advice = "; is policyd running already?"
         case errno.EACCES | errno.EPERM:
-            advice = "; use another user or another path"
+            kind = "path" if isinstance(address, UnixAddress) else "port"
+            advice = f"; run policyd as another user or use another {kind}"
         case _:
             advice = ""
     return ListenError(f"cannot listen on {address}: {error.strerror or error}{advice}")
@@ -319,7 +328,7 @@ def _remove_stale_socket(address: UnixAddress) -> None:
 
 
 def _number(setting: str, what: str, name: str | None, look_up: Callable[[str], int]) -> int:
-    """Returns the number of a user or group; for none, -1, with which chown(2) changes nothing."""
+    """Returns the number of a user or group; -1, with which chown(2) changes nothing, if there is no name."""
     if name is None:
         return -1
     if name.isdigit():

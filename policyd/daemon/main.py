@@ -1,7 +1,7 @@
 """Runs the daemon, and ends it (`policyd.daemon.start` starts it).
 
-Nothing listens before a ruleset has been loaded without an error, and readiness is announced only when all sockets are
-open.
+Nothing listens before a ruleset has been loaded without an error, and readiness is announced only when the sockets are
+open. Only the control socket may be missing after an error.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _log = logging.getLogger(__name__)
 # Seconds for requests in flight to be answered after SIGTERM (docs/settings.md, "Signals").
 DRAIN_SECONDS = 5.0
 
-# Iterations of the event loop after SIGTERM, in which requests sent before it are still read. Three are needed: the
-# first attaches the socket, the second makes the connection, the third reads.
+# Iterations of the event loop after SIGTERM, in which requests sent before it are still read. At least three are
+# needed: the first attaches the socket, the second makes the connection, the third reads.
 ARRIVAL_TURNS = 5
 
 # Allocations between garbage collections (Python's default is 700). A request that waits for DNS has some fifty
@@ -66,16 +66,17 @@ ARRIVAL_TURNS = 5
 # again, which takes a fifth of the CPU time of 500 waiting connections.
 COLLECTOR_THRESHOLD = 20_000
 
-# Maximum number of changes in a reload's log line; `policyd reload` prints more.
+# Maximum number of changes in a reload's log line; `policyd reload` prints more (outline.MAX_CHANGES).
 MAX_CHANGES_LOGGED = 10
 
 # Seconds between a failure to drop entries that have ended and the next try.
 FAILED_DROP_SECONDS = 60.0
 
-# Keys of a counter that `policyd status --counter` prints.
+# Maximum number of keys that `policyd status --counter` prints.
 HIGHEST_KEYS = 10
 
-# Maximum number of expiring rules named in the log once a day; a generated ruleset may have thousands.
+# Maximum number of expired or expiring rules that are named in the log at a time; a generated ruleset may have
+# thousands.
 MAX_EXPIRY_LINES = 20
 
 
@@ -110,7 +111,7 @@ class _Daemon:
         self._counters = Counters()
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
-        self._next_drop = 0.0  # monotonic seconds before which no ended entries are dropped again
+        self._next_drop = 0.0  # time on the monotonic clock before which no ended entries are dropped again
         # Requested reloads: whether with `--data`, and the future of the peer that waits for the result.
         self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []
         self._waiting: set[asyncio.Future[ReloadResult]] = set()  # the futures of all peers that wait for a reload
@@ -152,7 +153,7 @@ class _Daemon:
         return loaded
 
     async def _listen(self, loaded: LoadResult) -> None:
-        """Opens the sockets, the log and the resolver. Raises ListenError."""
+        """Opens the resolver, the memory, the decision log and the sockets. Raises ListenError."""
         settings = self._settings = loaded.settings
         logging.getLogger().setLevel(settings.log_level.upper())
         max_connections = listeners.raise_descriptor_limit()
@@ -230,7 +231,9 @@ class _Daemon:
         self._announce_expiry()
 
     def _announce_expiry(self) -> None:
-        """Names the rules that have expired (a warning) or will soon: at the start, after a reload, and once a day."""
+        """Logs the rules that have expired (a warning) or will expire soon: at the start, after a reload, and once a
+        day.
+        """
         self._announced = self._server.today
         ending = ending_rules(self._server)
         for rule in ending[:MAX_EXPIRY_LINES]:
@@ -241,7 +244,7 @@ class _Daemon:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
     def _announce_ages(self) -> None:
-        """Names the databases that are older than `max_age`, once a day. The warnings of a load name them, too."""
+        """Logs the databases that are older than `max_age`, once a day. The warnings of a load name them, too."""
         now = time.time()
         for database in self._running.loaded.databases:
             if notice := database.age_notice(now):
@@ -259,7 +262,7 @@ class _Daemon:
     # --- While it serves --------------------------------------------------------------------------------------------
 
     async def _watch_time(self) -> None:
-        """Runs the tasks that are due once a second."""
+        """Does the work that is due once a second."""
         while True:
             await asyncio.sleep(1)
             try:
@@ -291,7 +294,9 @@ class _Daemon:
             await asyncio.sleep(self._notifier.watchdog_seconds)
 
     async def _watch_reloads(self) -> None:
-        """Reloads on request. Any number of requests during a load cause one more load after it."""
+        """Reloads on request, and drops entries that have ended. Any number of requests during a load cause one more
+        load after it, or two if only some of them are for `reload --data`.
+        """
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
@@ -331,7 +336,9 @@ class _Daemon:
         self._next_drop = monotonic() + pause
 
     async def _reload(self, *, data: bool) -> ReloadResult:
-        """Loads, and puts the result in force unless there is an error. With `data`, loads the texts in force again."""
+        """Loads, and puts the result in force unless there is an error. With `data`, uses the texts of the settings and
+        rules in force, and reads only list files and databases.
+        """
         old = self._running.loaded
         try:
             texts = old.texts._replace(data=None) if data else None

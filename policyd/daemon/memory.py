@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Maximum seconds that the start waits for the shared server; after that the daemon serves without it, and keeps trying.
 CONNECT_SECONDS = 1.0
 
-# Keys of this host whose values are read from the shared server to find the highest of all hosts.
+# Number of this host's highest keys whose values are read from the shared server, to find the highest of all hosts.
 CANDIDATES = 100
 
 
@@ -46,7 +46,7 @@ class DaemonMemory:
         self.prepare(ruleset)
 
     def prepare(self, ruleset: Ruleset) -> None:
-        """Reads the list of public suffixes (60 ms), so that the first request does not wait for it."""
+        """Reads the list of public suffixes (60 ms) if the ruleset greylists, so that no request waits for it."""
         if ruleset.greylist is not None:
             registrable_domains().of(b"www.example.com")
 
@@ -56,12 +56,14 @@ class DaemonMemory:
             await asyncio.sleep(0)
 
     async def connect(self) -> None:
-        """Connects to the shared server, and waits CONNECT_SECONDS at most: the first requests know if it is there."""
+        """Connects to the shared server, so that the first requests know whether it is available; waits CONNECT_SECONDS
+        at most.
+        """
         if self.shared is not None:
             await asyncio.wait([asyncio.ensure_future(self.shared.connect())], timeout=CONNECT_SECONDS)
 
     async def run(self) -> None:
-        """Writes to the state file, for ever."""
+        """Writes to the state file, if there is one, until it is cancelled."""
         if self.file is not None:
             await self.file.run()
 
@@ -80,7 +82,8 @@ class DaemonMemory:
             else:
                 heapq.heappushpop(best, found[::-1])
         if self.shared is not None and best:
-            # Each answer includes one more request: the empty value asked for here is never among those counted.
+            # Each answer includes this request, with an empty value for a counter of distinct values. Empty values are
+            # never counted, so 1 is subtracted.
             values = await self._ask_shared([count_operation(counter, key, None, add=False) for _, key in best])
             best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
         return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]
@@ -93,7 +96,7 @@ class DaemonMemory:
         return found if isinstance(found, int) else 0
 
     async def forget_key(self, counter: CounterDefinition, key: bytes) -> bool:
-        """Resets one key of a counter. Returns whether there was one. Raises SharedMemoryError."""
+        """Resets one key of a counter. Returns whether the key was there. Raises SharedMemoryError."""
         return await self._forget(counter_key(counter, key), was_here=self.memory.local.forget(counter, key))
 
     async def forget_network(self, network: bytes) -> bool:
@@ -115,7 +118,7 @@ class DaemonMemory:
         return found
 
     async def close(self) -> None:
-        """Writes remaining changes, and closes file and connection."""
+        """Writes remaining changes, and closes the state file and the connection."""
         if self.shared is not None:
             await self.shared.close()
         if self.file is not None:

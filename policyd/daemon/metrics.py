@@ -1,8 +1,8 @@
 """Serves the daemon's counters to Prometheus.
 
-Every request is counted, so the counters are plain integers in `Counters`, which become metrics at a scrape
-(`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are policyd's own words, and
-names of rules and lists: a client cannot choose one, so the ruleset bounds their number.
+Every request is counted, so the counters are plain integers in `Counters` (`labels().inc()` of prometheus_client takes
+longer), and become metrics at a scrape. Label values are policyd's own words, or come from the ruleset: a client cannot
+choose them, so the ruleset bounds their number.
 
 The page is served by a few lines on the daemon's own event loop. The server of prometheus_client is a thread: it would
 contend with the requests for the interpreter's lock, and would start another thread for each scraper, even a slow one.
@@ -43,7 +43,7 @@ MAX_SCRAPERS = 8
 # Seconds before a scrape is ended.
 SCRAPE_SECONDS = 10.0
 
-# Maximum bytes of a request head; a scraper sends some hundred.
+# Maximum bytes of a request head; a scraper sends a few hundred.
 MAX_HEAD = 8192
 
 # Number of samples formatted at a time: some 5 us each.
@@ -65,7 +65,7 @@ class Page:
         name = ""
         for family in self._families():
             text = generate_latest(_FamilyCollector(family))
-            if family.name == name:  # a further slice of a family: the page has its HELP and TYPE
+            if family.name == name:  # a further slice of a family: the page already has its HELP and TYPE
                 text = text.split(b"\n", 2)[2]
             name = family.name
             page.append(text)
@@ -270,7 +270,7 @@ class Page:
         if (file := self._running.state_file) is not None:
             yield GaugeMetricFamily(
                 "policyd_state_file_usable",
-                "1 if the state file is in use and was written; otherwise 0.",
+                "1 if the state file is in use and can be written; otherwise 0.",
                 value=int(file.is_used and not file.why),
             )
         if memory.shared is None:
@@ -306,12 +306,14 @@ class PageServer:
         return not all(is_loopback(each.getsockname()[0]) for each in listening)
 
     def close(self) -> None:
-        """Stops listening; scrapes in progress are completed."""
+        """Stops listening; scrapes in progress go on."""
         if self._server is not None:
             self._server.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Starts a task for a scrape. A task of asyncio's own would be reported as a bug if the daemon cancels it."""
+        """Starts a task for a scrape, unless MAX_SCRAPERS are connected. A task started by asyncio would be reported as
+        a bug if it were cancelled at the daemon's end.
+        """
         if len(self._scrapes) >= MAX_SCRAPERS:
             writer.transport.abort()
             return
@@ -364,7 +366,7 @@ def _by_labels(
     values: Mapping[tuple[str, ...], float],
     kind: type[CounterMetricFamily | GaugeMetricFamily] = CounterMetricFamily,
 ) -> Iterator[Metric]:
-    """A metric with labels, in slices small enough not to delay requests."""
+    """Yields a metric with labels, in slices small enough not to delay requests."""
     samples = list(values.items())
     for start in range(0, len(samples) or 1, SLICE):
         family = kind(name, help_text, labels=labels)

@@ -3,8 +3,8 @@
 A small *loader* process is forked at the start, before there is an event loop or a thread. For each load it forks a
 *worker*, which reads, checks and indexes everything, runs the ruleset's tests, writes the result into a memory file
 (memfd_create(2)), passes that to the daemon and ends; so a load that fails halfway frees its memory. The daemon maps
-the file: tables of a million entries are used in place, and the other objects are unpickled in slices, one in a turn of
-the event loop.
+the file: tables of a million entries are used in place, and the other objects are unpickled in slices, one slice in
+each turn of the event loop.
 
 Tables of long lists have memory files of their own (`policyd.tables.kept`). The daemon keeps those of the ruleset in
 force and passes them along with the next request to load; a worker reuses those that fit. So only tables of a ruleset
@@ -13,8 +13,8 @@ that was in force are reused, and a worker that dies changes nothing.
 Why processes: a thread would hold the interpreter's lock, and requests would wait for it. To load a million networks
 and names, a thread took 3.3 s and delayed requests by up to 273 ms; with loops that yield it took 7 s and delayed them
 by 40 ms. Why forked from one parent: the tables use `hash(bytes)`, whose key is only passed on by a fork. Why a
-separate loader: by the time of a reload the daemon has threads and gigabytes, so a fork of it would be neither safe nor
-cheap.
+separate loader: by the time of a reload the daemon has threads and may use much memory, so a fork of it would be
+neither safe nor cheap.
 
 If a worker dies, for instance because memory ran out, the load has failed and the ruleset in force stays. The worker
 makes itself the first choice of the kernel's out-of-memory killer. If the loader is killed, requests are served as
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 
     LoadFiles: TypeAlias = Callable[[Texts | None, TableStore, tuple[DatabaseInfo, ...]], Loaded]
 
-# Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice delays
-# requests by 2 ms at most.
+# Elements of a long collection that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice
+# delays requests by 2 ms at most.
 SLICE = 64
 
 # Maximum number of descriptors in a message: a memory file, the tables (one for each attribute that conditions use) and
@@ -156,7 +156,7 @@ class MappedRuleset:
 
 
 class Loader:
-    """Starts the loading process, and asks it for loads. It must be made before any thread or event loop exists.
+    """Starts the loading process, and asks it for loads. Must be made before any thread or event loop exists.
 
     The arguments are as for `policyd.config.load.load`.
     """
@@ -186,7 +186,7 @@ class Loader:
         far_end.close()
         self._has_begun = False
         # The number of the last load. Each answer begins with the number of its load: if a worker is killed after its
-        # answer, the loader sends a second answer, which is ignored.
+        # answer, the loader sends a second answer, which is ignored because of its number.
         self._number = 0
 
     def begin(self) -> None:
@@ -199,19 +199,19 @@ class Loader:
         return b"load %d" % self._number
 
     async def load(
-        self, texts: Texts | None = None, in_force: MappedRuleset | None = None, result: LoadResult | None = None
+        self, texts: Texts | None = None, in_force: MappedRuleset | None = None, old: LoadResult | None = None
     ) -> tuple[LoadResult, MappedRuleset]:
         """Loads settings and ruleset; one load at a time. Release the mapped ruleset when it is replaced.
 
-        With `texts`, these are loaded instead of the settings file and the rules file. The load reuses tables of
-        `in_force`, the mapped ruleset in force, and databases of `result`, the load in force, if they fit. `in_force`
-        must not be released during the load.
+        With `texts`, these are loaded instead of the settings file and the rules file. The load reuses unchanged tables
+        and databases: tables of `in_force`, the mapped ruleset in force, and databases of `old`, the result of the load
+        in force. `in_force` must not be released during the load.
 
         Raises ConfigErrors if the files are wrong, LoadError if the load failed for another reason.
         """
         try:
             if not self._has_begun:
-                await self._request(texts, in_force, () if result is None else result.databases)
+                await self._request(texts, in_force, () if old is None else old.databases)
             self._has_begun = False
             message, descriptors = await self._answer()
         except (BrokenPipeError, ConnectionResetError):
@@ -224,7 +224,7 @@ class Loader:
         try:
             if len(descriptors) < int(sent):
                 raise LoadError("no descriptor is free to receive the new ruleset")
-            return await _receive(int(directory), descriptors, in_force, result)
+            return await _receive(int(directory), descriptors, in_force, old)
         except (OSError, MemoryError):
             raise LoadError("the new ruleset does not fit into memory") from None
         finally:
@@ -236,8 +236,8 @@ class Loader:
     ) -> None:
         """Asks for a load. Texts and catalogue are passed in a memory file, tables in memory files of their own.
 
-        A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB. If this
-        is cancelled meanwhile, the file is closed only after the write, because its descriptor number may soon be
+        A thread writes the texts without the interpreter's lock, because the list files among them may have 100 MB. If
+        this is cancelled meanwhile, the file is closed only after the write, because its descriptor number may soon be
         another file's.
         """
         if texts is None and not databases and (in_force is None or not in_force.tables):
@@ -289,7 +289,9 @@ class Loader:
         return self._reap(os.WNOHANG)
 
     def _reap(self, options: int = 0) -> str:
-        """Waits for the end of the loader, and returns its cause; empty if `options` say not to wait, and it runs."""
+        """Waits for the end of the loader, and returns its cause. With `os.WNOHANG` it does not wait; empty if the
+        loader runs.
+        """
         if not self._why_ended:
             pid, status = os.waitpid(self.pid, options)
             if not pid:
@@ -385,7 +387,7 @@ def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
                 channel.send(request + f" the loading process has failed ({problem})".encode())
         status = 0
     except OSError as error:
-        if not isinstance(error, BrokenPipeError | ConnectionResetError):  # the daemon has ended
+        if not isinstance(error, BrokenPipeError | ConnectionResetError):  # these mean that the daemon has ended
             traceback.print_exc()
     finally:
         os._exit(status)
@@ -498,9 +500,10 @@ def _exit_cause(status: int) -> str:
 class Directory(NamedTuple):
     """Positions of the arrays in a memory file.
 
-    `buffers` has an element for each array, in the order in which they are unpickled: its file (0 is this memory file,
-    1 that of the first table in `tables`), and its start and length in bytes. `tables` has an element for each table
-    with a file of its own: its place among the tables of the ruleset in force, or None if it is new.
+    `pickles` is the number of pickles, which are at the start. `buffers` has an element for each array, in the order in
+    which they are unpickled: its file (0 is this memory file, 1 that of the first table in `tables`), and its start and
+    length in bytes. `tables` has an element for each table with a file of its own: its place among the tables of the
+    ruleset in force, or None if it is new.
     """
 
     pickles: int
@@ -588,5 +591,5 @@ def _slices(root: object) -> Iterator[list[object]]:
 
 
 def _is_compound(part: object) -> bool:
-    """Whether an object may contain many others. This is false for classes, but not for their instances."""
+    """Whether an object may contain many others: a collection, or an instance of a class of policyd."""
     return isinstance(part, list | tuple | dict | frozenset) or type(part).__module__.startswith("policyd.")

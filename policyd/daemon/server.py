@@ -1,9 +1,9 @@
 """Connections: bytes in, decisions out.
 
 Each connection is a thin asyncio `Protocol` around the parser of `policyd.core.protocol`. A request that needs no DNS
-is decided, answered and logged inside `data_received`, without a task or an await. A request that needs DNS is finished
-by the connection's only task; requests that arrive during this time wait in order. The ruleset in force when a request
-arrived decides it, even if another is loaded in the meantime.
+is decided, answered and logged inside `data_received`, without a task or an await. A request that needs DNS is answered
+by a callback when the facts have been found; requests that arrive on its connection during this time wait in order. The
+ruleset in force when a request arrived decides it, even if another is loaded in the meantime.
 
 Promises that no connection is closed because of a reload; that everything a client can grow is bounded; and that a
 bug costs one connection, with a traceback in the operational log and no answer, which is what the protocol asks for
@@ -48,11 +48,11 @@ _new: Final = tuple.__new__
 
 _DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
-# Bytes of unread answers before a client is disconnected. An answer has at most 220 bytes, and Postfix waits for each
-# before it asks again; a client that leaves so much unread will never read it.
+# Bytes of unread answers before a client is disconnected. An answer has at most 225 bytes, and Postfix waits for each
+# before it asks again; a client that leaves so many bytes unread will never read them.
 UNREAD_ANSWERS = 65536
 
-# Minimum seconds between two log lines of the same kind about clients: a flood must not fill the log.
+# Minimum seconds between two log lines of the same kind about clients and bugs: a flood must not fill the log.
 COMPLAINT_SECONDS = 1.0
 
 
@@ -88,7 +88,7 @@ class Server:
         self.use(ruleset, settings, facts)
 
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
-        """Uses these for every later request; no connection is affected."""
+        """Uses these for every later request; no connection is closed."""
         self.ruleset = ruleset
         self.remembers = uses_memory(ruleset)
         self.facts = facts
@@ -126,9 +126,11 @@ class Server:
             connection.send()
 
     def sweep(self, now: float) -> None:
-        """Closes connections whose timeouts have passed; due once a second, `now` on the monotonic clock.
+        """Does the work that is due once a second: notes the date, closes connections whose timeouts have passed, and
+        logs problems that were held back.
 
-        One pass over all connections takes less than a timer for each: 0.1 ms for 1,000 of them.
+        `now` is on the monotonic clock. One pass over all connections takes less than a timer for each: 0.1 ms for
+        1,000 of them.
         """
         self.today = utc_today()
         before = now - self.min_timeout
@@ -140,7 +142,7 @@ class Server:
                 _log.warning("%s", line)
 
     def complain(self, kind: str, message: str, *, bug: bool = False) -> None:
-        """Logs a problem with a client or a bug: one line a second of each kind, with a count."""
+        """Logs a problem with a client or a bug: at most one line a second of each kind, with a count."""
         complaint = self._complaints.setdefault(kind, MessageThrottle(COMPLAINT_SECONDS))
         if (line := complaint.line_for(message, monotonic())) is not None:
             _log.log(logging.ERROR if bug else logging.WARNING, "%s", line, exc_info=bug)
@@ -194,7 +196,7 @@ class Connection(asyncio.Protocol):
         self.peer = peer
         self._parser = RequestParser(server.limits.request_bytes, server.layouts)
         self._transport: asyncio.Transport | None = None
-        self._waits = False  # a request that waits for DNS; later requests wait behind it
+        self._waits = False  # a request waits for DNS, and later requests wait behind it
         self._partial = False  # a part of a request has arrived
         self._closing = False
         self._unsent: list[bytes] = []  # answers to send at the end of the turn
@@ -222,9 +224,9 @@ class Connection(asyncio.Protocol):
             if not self._waits:
                 self._answer_requests(arrived)
             elif self._parser.pending > (limit := self._server.limits.request_bytes):
-                self._refuse(ProtocolError(f"more than {limit} bytes sent ahead of an answer"))
+                self._close_on_violation(ProtocolError(f"more than {limit} bytes sent ahead of an answer"))
         except ProtocolError as error:
-            self._refuse(error)
+            self._close_on_violation(error)
         except Exception:  # noqa: BLE001 - the boundary of the fast path
             self._fail()
 
@@ -241,7 +243,9 @@ class Connection(asyncio.Protocol):
     # --- The server calls these -------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Closes the connection if its timeout has passed. While it waits for DNS, the resolver's deadline applies."""
+        """Closes the connection if its timeout has passed. While a request waits for DNS, only the deadline of the
+        lookups applies.
+        """
         limits, age = self._server.limits, now - self.since
         if self._waits:
             return
@@ -325,7 +329,7 @@ class Connection(asyncio.Protocol):
             self.since = now
             self._answer_requests(now)
         except ProtocolError as error:
-            self._refuse(error)
+            self._close_on_violation(error)
         except Exception:  # noqa: BLE001 - the boundary of the slow path
             self._fail()
 
@@ -373,7 +377,7 @@ class Connection(asyncio.Protocol):
 
     # --- When something is wrong ------------------------------------------------------------------------------------
 
-    def _refuse(self, error: ProtocolError) -> None:
+    def _close_on_violation(self, error: ProtocolError) -> None:
         """Handles a protocol violation: logs one line and closes, because no answer is possible."""
         self._server.counters.protocol_errors += 1
         self._server.complain("protocol", f"{self.peer}: {error}; closed")

@@ -29,7 +29,7 @@ class FileSink:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
         self._torn = False  # the file ends in the middle of a line, because the disk was full
-        self.error = ""  # why lines were lost the last time
+        self.error = ""  # the cause of the last loss
 
     def write(self, lines: Sequence[bytes]) -> int:
         """Appends the lines in one write. Returns how many were lost."""
@@ -58,7 +58,7 @@ class StreamSink:
     def __init__(self, descriptor: int) -> None:
         self._send, self._close = _sender(descriptor)
         self._rest = b""  # the rest of a partly written line
-        self.error = ""  # why lines were lost the last time
+        self.error = ""  # the cause of the last loss
 
     def write(self, lines: Sequence[bytes]) -> int:
         """Writes each line, as far as there is room. Returns how many were lost."""

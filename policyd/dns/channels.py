@@ -2,12 +2,12 @@
 
 How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
-- If a server has answered fast before, c-ares repeats a query after 250 ms, regardless of its `timeout`. It repeats it
-  from a new socket, and no longer receives the answer to the first one, so a name for which the resolver needs 4 s
-  would never be resolved. So a *fast* channel tries each server once only. A query without an answer is repeated over a
-  *slow* channel, which has not seen enough answers for an estimate, and waits until the deadline.
-- A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
-  over an *isolated* channel, where it cannot affect other clients.
+- If a server has answered fast before, c-ares repeats a query after 250 ms, regardless of its `timeout`. It sends the
+  repeated query from a new socket, and no longer receives the answer to the first query, so a name for which the
+  resolver needs 4 s would never be resolved. So a *fast* channel tries each server once only. A query without an answer
+  is repeated over a *slow* channel, which has seen too few answers for an estimate, and so waits for its whole timeout.
+- A message that c-ares cannot parse makes every query on the same socket fail as malformed. A query that has failed so
+  is repeated over an *isolated* channel, where it cannot affect other clients.
 - The cache of c-ares has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels
   are replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A cancelled query goes on until its channel is closed.
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Dns
 
-# Seconds before a channel is replaced; policyd caches every answer for this time at least, so c-ares's own cache never
-# answers.
+# Seconds before a channel is replaced; policyd caches every answer for this time at least, so an answer that has
+# expired is no longer in c-ares's own cache.
 CHANNEL_SECONDS = 30
 
 # Queries before a channel is replaced; its cache holds some 12 MB by then, and most of the 65,536 query ids are unused.
@@ -46,7 +46,7 @@ FAST_SECONDS = 0.25
 # Answers after which a slow channel takes no more queries; c-ares begins to estimate with the third.
 SLOW_ANSWERS = 2
 
-# Maximum number of clients that repeat malformed queries at the same time, each over its own channel; others wait.
+# Maximum number of lookups that repeat malformed queries at the same time, each over its own channel; others wait.
 ISOLATED_CHANNELS = 16
 
 # Receive buffer of UDP sockets, in bytes, for answers that have not been read yet; the default holds some 270 answers,
@@ -58,7 +58,7 @@ RECEIVE_BUFFER = 1 << 20
 STREAM_BUFFER = 8 << 10
 
 # CPU seconds per answer above which a read over TCP is expensive; a usual answer takes a tenth of it. After such a read
-# nothing is read over TCP for THROTTLED_TIMES times as long.
+# nothing is read over TCP for THROTTLED_TIMES times as long as the read took.
 LONG_READ_SECONDS = 0.002
 THROTTLED_TIMES = 4.0
 
@@ -172,16 +172,16 @@ class Channel:
         self.born = monotonic()
         self.asked = 0  # queries
         self.answered = 0
-        self.users = 0  # clients that wait for an answer
+        self.users = 0  # lookups that wait for an answer
         self.is_isolated = False
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the channel may still be used."""
+        """Whether the channel may take more queries."""
         return self.asked < CHANNEL_QUERIES and monotonic() - self.born < CHANNEL_SECONDS
 
     @property
-    def servers(self) -> int:
+    def server_count(self) -> int:
         """The number of servers that are asked in turn."""
         return len(self._dns.nameservers)
 
@@ -206,7 +206,7 @@ class NameServers:
         self._slow: Channel | None = None
         self._isolated: list[Channel] = []  # isolated channels without a user
         self._current: set[Channel] = set()  # all channels that have not been replaced
-        self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # held while a client has an isolated channel
+        self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # held while a lookup has an isolated channel
 
     def ready(self) -> Channel | None:
         """The channel that `fast` would return; None if it must be replaced first."""
@@ -242,7 +242,7 @@ class NameServers:
         return new
 
     async def isolated(self) -> Channel:
-        """A slow channel that a single client uses until its answers have come."""
+        """A slow channel that a single lookup uses until its answers have come."""
         while self._isolated:
             old = self._isolated.pop()
             if old.is_fresh:
@@ -254,7 +254,7 @@ class NameServers:
 
     async def release(self, channel: Channel) -> None:
         """Handles a channel that has no users: closes it if it has been replaced, otherwise keeps it for the next
-        client.
+        lookup.
         """
         if channel not in self._current:
             await channel.close()
@@ -275,7 +275,7 @@ class NameServers:
         return channel
 
     async def _open_slow(self) -> Channel:
-        return self._open(max(FAST_SECONDS, self._timeout / (await self.fast()).servers))
+        return self._open(max(FAST_SECONDS, self._timeout / (await self.fast()).server_count))
 
     async def _replace(self, channel: Channel) -> None:
         self._current.discard(channel)

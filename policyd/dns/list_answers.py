@@ -40,7 +40,7 @@ REFUSALS = {
 
 
 def read_list_answer(dns_list: DnsList, answer: AddressesAnswer) -> ListAnswer:
-    """Returns the list's answer, given the A records of a name or the reason why there are none."""
+    """Returns the list's answer, given the A records of a name or the reason why the lookup failed."""
     if isinstance(answer, Reason):
         return unknown(str(answer))
     if not answer:
@@ -59,7 +59,7 @@ def read_list_answer(dns_list: DnsList, answer: AddressesAnswer) -> ListAnswer:
 
 
 def _meaning(dns_list: DnsList, number: int) -> ListStatus | str:
-    """Returns the meaning of one address: a status, or the reason of an unknown answer."""
+    """Returns the meaning of one address: a status, or the reason why it is unknown."""
     if number >> 24 != 127:
         return OUTSIDE_127
     if number >> 8 == _REFUSALS_24 or number == _NOT_FOR_ADDRESSES:

@@ -1,7 +1,8 @@
 """The self-test of a DNS list (RFC 5782 section 5), and whether the list is in use.
 
 Pure: time and randomness are passed in, and the caller asks the questions. A list is in use until a self-test gets a
-wrong answer; only a self-test takes it out of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
+wrong answer, or gets no answer when MAX_UNANSWERED questions in a row have had none. Only a self-test takes a list out
+of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 # Seconds between two self-tests of a list that is in use.
 TEST_SECONDS = 3600.0
 
-# Seconds before the first repeated self-test of a list that is out of use, or whose self-test was not answered; doubled
-# each time, up to MAX_RETRY_SECONDS.
+# Seconds before the first repeated self-test of a list that is out of use, or whose self-test was not completely
+# answered; doubled each time, up to MAX_RETRY_SECONDS.
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 300.0
 
 # Seconds between two questions for the test entry of a list that was taken out of use because it was silent: the first
-# answer starts a self-test, so a server that returns is used again at once.
+# answer starts a self-test, so a list that answers again is soon back in use.
 PROBE_SECONDS = 5.0
 
 # Questions in a row without an answer after which an unanswered self-test takes a list out of use.
@@ -134,7 +135,7 @@ def judge_self_test(dns_list: DnsList, answers: Mapping[SelfTestQuestion, Addres
 
 
 def _why_wrong(dns_list: DnsList, question: SelfTestQuestion, answer: tuple[Address, ...]) -> str:
-    """Returns why a definite answer is wrong; empty if it is not."""
+    """Returns why a definite answer is wrong; empty if it is right."""
     shown = "+".join(format_address(address) for address in sorted(answer)[:4])
     if question.purpose is Purpose.LISTED:
         if not answer:
@@ -197,7 +198,7 @@ class ListHealth:
     def record_answer(self, answer: AddressesAnswer, now: float, *, is_suspect: bool) -> bool:
         """Takes the answer to a request's question; returns whether a self-test is now due.
 
-        `is_suspect` means that it was a refusal, or outside 127.0.0.0/8.
+        `is_suspect` means that the answer has a refusal, or an address outside 127.0.0.0/8.
         """
         if isinstance(answer, Reason):
             self._unanswered += 1
@@ -218,7 +219,7 @@ class ListHealth:
             self._next_test = now
 
     def record_test(self, result: SelfTestResult, now: float) -> bool:
-        """Takes the result of a self-test; returns whether the list went out of use or came back."""
+        """Takes the result of a self-test; returns whether it took the list out of use or brought it back."""
         self._under_way = False
         self.last_test, self.tested_at = result.outcome, now
         was_usable = self.usable

@@ -45,7 +45,7 @@ _FIRST_OCTETS = frozenset({10, 172, 192, 100, 127, 169})
 def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[Subject, ...]:
     """Returns the subjects to look up in the list; empty if the request has none.
 
-    For `ask: hostname` these are the verified names or, if none verified, the claimed ones; at most ten. The identity
+    For `ask: hostname` these are the verified names or, if there are none, the claimed names; at most ten. The identity
     must be given for such a list.
     """
     match dns_list.ask:

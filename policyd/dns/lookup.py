@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from policyd.dns.channels import Channel, NameServers
     from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
-# Seconds that an answer is cached (ruleset.md, "Reverse DNS").
-MIN_SECONDS = 60  # records: at least; otherwise the smallest TTL of the chain, up to MAX_SECONDS
+# Seconds that an answer is cached (docs/ruleset.md, "Reverse DNS").
+MIN_SECONDS = 60  # minimum for records; MAX_SECONDS is their maximum, and between them the smallest TTL counts
 NONE_SECONDS = 60  # a definite "none"
 ERROR_SECONDS = 30  # a failure
 
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
     found: tuple[Any, ...] | Reason
     ttl: int | None  # None: the answer has no TTL
-    at: float  # arrival, on the monotonic clock
+    at: float  # arrival, on the monotonic clock; 0 without a trace
 
 
 class Lookup:
@@ -81,12 +81,12 @@ class Lookup:
 
     async def names(self, name: bytes) -> NamesAnswer:
         """Returns the PTR records at `name`."""
-        answer: NamesAnswer = (await self._ask((name,), PTR))[0]
+        answer: NamesAnswer = (await self._records((name,), PTR))[0]
         return answer
 
     async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
         """Returns the addresses of each name, in the same order."""
-        return await self._ask(names, A if version == 4 else AAAA)
+        return await self._records(names, A if version == 4 else AAAA)
 
     async def ask(self, names: Sequence[bytes], kind: RecordType) -> list[Answer]:
         """Asks for the records of one type of all names at the same time; returns the answers in the order of names."""
@@ -105,13 +105,13 @@ class Lookup:
                 self._trace.append(QueryTrace(name, kind.name, found, ttl, at - began))
         return answers
 
-    async def _ask(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
+    async def _records(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
         return [answer.found for answer in await self.ask(names, kind)]
 
     async def ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[Answer]) -> None:
         """Repeats queries without an answer until the deadline, and those with a malformed answer once.
 
-        Replaces their elements of `answers`.
+        Replaces their answers in `answers`.
         """
 
         async def ask(places: list[int], channel: Channel) -> None:

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 CLIENT_BYTES = 512
 NAME_BYTES = 48
 
-# Lookups whose durations are kept, for the median that `policyd status` shows.
+# Number of lookups whose durations are kept, for the median that `policyd status` shows.
 RECENT_LOOKUPS = 1000
 
 # Clients in the cache that `forget` checks in one turn of the event loop: about a millisecond.
@@ -51,7 +51,7 @@ class DnsCounters:
     """Counters of lookups since the start of the daemon."""
 
     def __init__(self) -> None:
-        self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
+        self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, also refused ones
         self.hits = 0  # answers from the cache
         self.misses = 0  # lookups begun, joined or refused
         self.joined = 0  # misses that waited for a lookup in flight
@@ -164,7 +164,7 @@ class Resolver:
         except Exception:  # noqa: BLE001 - the boundary of a lookup: waiting requests get an answer, never a wrong one
             identity, seconds = _BUG, ERROR_SECONDS
             self.counters.bugs += 1
-            message = "a bug in policyd, please report it; its client's reverse DNS gets the status error"
+            message = "a bug in policyd, please report it; the client's reverse DNS gets the status error"
             if (line := self._bug.line_for(message, monotonic())) is not None:
                 _log.exception("%s", line)
         finally:

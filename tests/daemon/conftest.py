@@ -27,7 +27,7 @@ rules:
 BULK = request(client_address="203.0.113.9")
 LATER = "DEFER 4.7.1 later"
 
-# Every client that these rules do not list needs a lookup.
+# Every client but 192.0.2.25 needs a lookup under these rules.
 DNS_RULES = """
 rules:
   - {name: known, match: {cidr: 192.0.2.25}, action: DUNNO}

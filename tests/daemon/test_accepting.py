@@ -1,4 +1,4 @@
-"""Connections while accept(2) fails, also for reasons that a test must not cause for real."""
+"""Connections while accept(2) fails for reasons that a test must not cause for real."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Exhausted(socket.socket):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.__getitem__)
-async def test_clients_wait_while_the_system_has_no_descriptors_and_are_served_afterwards(error: int) -> None:
+async def test_clients_wait_while_accept_fails_and_are_served_afterwards(error: int) -> None:
     listening = Exhausted(socket.AF_INET, socket.SOCK_STREAM)
     listening.bind(("127.0.0.1", 0))
     listening.listen(8)

@@ -32,7 +32,7 @@ def test_by_default_only_this_host_can_connect_and_there_are_no_metrics() -> Non
 
 
 @pytest.mark.parametrize(("host", "is_warned_of"), [("127.0.0.1", False), ("[::1]", False), ("0.0.0.0", True)])
-def test_metrics_that_others_can_read_cause_a_warning(
+def test_only_metrics_that_others_can_read_cause_a_warning(
     start_policyd: StartPolicyd, host: str, *, is_warned_of: bool
 ) -> None:
     place = f"{host}:{free_port()}"

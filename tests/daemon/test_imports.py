@@ -63,7 +63,7 @@ BROKEN = RULES.replace("cidr", "cidre").replace("hostname_suffix", "hostname_suf
 
 
 def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
-    """Makes the daemon do everything that it may do after its start."""
+    """Exercises the daemon: requests, DNS, metrics, control commands, reloads, rotation of its log, and its end."""
     with Client(port) as client:
         client.ask(request(client_address="192.0.2.1"))
         client.ask(request(sender="bad@x.example", helo_name="b\u00fccher.example"))

@@ -190,7 +190,7 @@ def test_lines_lost_on_a_full_disk_are_counted(start_policyd: StartPolicyd, port
             assert b'policyd_log_lines_lost_total{log="decision"} 3.0' in page.read()
 
 
-def test_lines_lost_since_the_last_report_are_counted_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
+def test_the_last_lost_lines_are_reported_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(decision_log={"path": "/dev/full", "format": "text"}) as policyd, Client(port) as client:
         client.ask(request())
     assert "decision log /dev/full: 1 lines lost: No space left on device" in policyd.operational_log.read_text()

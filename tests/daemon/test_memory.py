@@ -1,4 +1,6 @@
-"""Counters and greylisting in a running daemon: reload, status, metrics, and the state file."""
+"""Counters and greylisting in a running daemon: reloads, status, metrics, state file, shared memory, explain and
+forget.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ counters: {system: {count: requests, per: asn, within: 1h}}
 rules:
   - {name: system, match: {counter: system > 1}, action: 'DEFER 4.7.1 {count}'}
 """
-    clients = ("198.51.100.1", "198.51.100.2", "203.0.113.200", "203.0.113.200")  # the last has no owner
+    clients = ("198.51.100.1", "198.51.100.2", "203.0.113.200", "203.0.113.200")  # the last address has no owner
     with start_policyd(rules), Client(port) as client:
         assert [client.ask(request(client_address=address)) for address in clients] == [
             *("DUNNO", "DEFER 4.7.1 2", "DUNNO", "DUNNO")
@@ -275,7 +277,7 @@ def test_a_network_that_has_passed_greylisting_can_be_forgotten(
     assert later.startswith("DEFER_IF_PERMIT ")
 
 
-def test_the_highest_keys_are_found_in_slices_while_keys_are_evicted() -> None:
+def test_keys_with_unexpired_values_are_found_in_slices() -> None:
     memory = ProcessMemory(100_000)
     counter = CounterDefinition("c", KeyPart("sender"), (KeyPart("client_address"),), 60)
     for number in range(3000):

@@ -1,4 +1,4 @@
-"""Passing a ruleset from the process that loads it to the daemon."""
+"""The loader, and passing a ruleset from a worker to the daemon."""
 
 import asyncio
 import datetime
@@ -40,7 +40,9 @@ from tests.daemon.turns import Turns
 
 
 def pack_and_unpack(thing: object) -> tuple[mmap.mmap, list[Any]]:
-    """Packs an object into a memory file and unpacks it: returns the file, the slices, and the object."""
+    """Packs an object into a memory file and unpacks it. Returns the file, and a list of the slices and, last, the
+    object.
+    """
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         place = _pack(thing, file)
@@ -82,7 +84,7 @@ def test_long_results_are_sliced_without_copying_objects() -> None:
     assert {id(rule) for rule in arrived.rules} <= in_slices
 
 
-def test_the_last_pickle_is_a_small_part() -> None:
+def test_the_last_pickle_is_a_small_part_of_a_ruleset() -> None:
     ruleset = build(RULES)
     pickler = pickle.Pickler(file := io.BytesIO(), protocol=5, buffer_callback=lambda _: None)
     sizes = []

@@ -1,4 +1,4 @@
-"""Reloads under load: new rules and settings take effect, and wrong ones leave the old ones in force."""
+"""Reloads of a running daemon: new rules and settings take effect, and wrong ones leave the old ones in force."""
 
 import os
 import resource
@@ -272,7 +272,7 @@ def test_the_loader_ignores_signals_to_the_whole_group(start_policyd: StartPolic
 # --- Dates ------------------------------------------------------------------------------------------------------------
 
 
-def test_expiring_rules_are_announced(start_policyd: StartPolicyd) -> None:
+def test_only_expired_rules_are_warned_of(start_policyd: StartPolicyd) -> None:
     rules = """
 rules:
   - {name: gone, match: {cidr: 192.0.2.1}, action: REJECT, expires: 2020-01-01}

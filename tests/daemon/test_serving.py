@@ -1,4 +1,4 @@
-"""A daemon and its clients: good ones, bad ones, and too many."""
+"""A daemon and its clients: ordinary ones, ones that misbehave, and too many."""
 
 import os
 import resource
@@ -127,7 +127,7 @@ def test_a_connection_that_is_idle_too_long_is_closed(start_policyd: StartPolicy
 
 
 def test_a_client_that_reads_no_answers_is_disconnected(start_policyd: StartPolicyd, tmp_path: Path) -> None:
-    path = tmp_path / "socket"  # the kernel keeps less for a unix socket
+    path = tmp_path / "socket"  # the kernel buffers less for a unix socket
     with start_policyd(listen=[f"unix:{path}"]) as policyd, Client(path) as client, Client(path) as other:
         until("the end of the connection", lambda: send_fails(client, VPS * 500))
         log_lines(policyd, "does not read its answers; closed")

@@ -654,9 +654,9 @@ async def test_the_name_from_postfix_is_ignored_if_the_ptr_names_are_known(ptr: 
 # --- Beginning and end ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asynchronous", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("run_in_loop", [asyncio.run, uvloop.run])
 def test_after_closing_waiting_requests_have_an_answer_and_no_task_is_left(
-    asynchronous: Callable[..., Any],
+    run_in_loop: Callable[..., Any],
     recwarn: pytest.WarningsRecorder,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -670,7 +670,7 @@ def test_after_closing_waiting_requests_have_an_answer_and_no_task_is_left(
         assert resolver.in_flight == 0
 
     with ScriptedServer({}, otherwise=Reply(silent=True)) as server, caplog.at_level(logging.DEBUG):
-        asynchronous(ask())
+        run_in_loop(ask())
     assert [str(warning.message) for warning in recwarn] == []
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert capfd.readouterr() == ("", "")

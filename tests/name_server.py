@@ -316,7 +316,7 @@ def encode_name(text: str) -> bytes:
 
 @dataclass
 class Zone:
-    """Implements `policyd.dns.identify.Lookups` with a dict of records and a dict of failures.
+    """Implements `policyd.dns.identify.IdentityLookups` with a dict of records and a dict of failures.
 
     The key of both is a name and a type (`1.2.0.192.in-addr.arpa PTR`). `records` has names or addresses; a missing key
     means that there is no record. `failures` has the reason why a lookup fails. `asked` has the questions it got.

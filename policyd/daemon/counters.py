@@ -32,7 +32,7 @@ class Counters:
         self.decisions: Counter[tuple[Verb, str]] = Counter()  # the verb sent to Postfix, and the rule
         self.observed: Counter[str] = Counter()  # requests that an observed rule matched, by the rule
         self.latency = [0] * (len(LATENCY_BOUNDS) + 1)  # decisions by duration; the last element is above all bounds
-        self.latency_seconds = 0.0
+        self.latency_seconds = 0.0  # sum over all decisions
         self.accepted = 0  # connections
         self.refused = 0  # connections closed at once, because of limits.connections
         self.timeouts = 0  # connections closed because a request was not complete in time

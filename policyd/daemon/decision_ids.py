@@ -7,8 +7,8 @@ present window or, if that is taken, the next free one, and uses all ids of the 
 - A process that starts later gets later windows: no repeat over restarts.
 - Until its time has passed, a window is claimed by binding an abstract unix socket (unix(7)) named after it. Only one
   process can bind it, and the kernel releases it when the process ends: no repeat between processes.
-- The numbers repeat after 2^24 seconds, 194 days. A host with a million decisions a day has used one window in 5,000 by
-  then, so a year's ids are as good as unique too.
+- The numbers of windows repeat after 2^24 seconds, 194 days. A host with a million decisions a day has used one window
+  in 5,000 by then, so even a year's ids are as good as unique.
 
 If a host needs more than 65,536 ids a second, the windows of its processes run ahead of the clock. If a process ends
 while its windows are ahead, or the clock is set back after its end, the next process may repeat its last ids.

@@ -69,7 +69,7 @@ class Listener:
     def __init__(self, listening: socket.socket, name: str, path: Path | None = None) -> None:
         listening.settimeout(0)
         if listening.family != socket.AF_UNIX:
-            # Accepted connections inherit TCP_NODELAY, because an answer is a single small packet.
+            # An answer is a single small packet. Accepted connections inherit the option.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.name = name
         self._socket = listening

@@ -1,4 +1,4 @@
-"""Opens the daemon's memory as the settings say: in the process, with a state file, or with a shared server."""
+"""Opens the daemon's memory: in the process and, as the settings say, also in a state file and on a shared server."""
 
 from __future__ import annotations
 

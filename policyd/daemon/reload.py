@@ -203,9 +203,9 @@ class Loader:
     ) -> tuple[LoadResult, MappedRuleset]:
         """Loads settings and ruleset; one load at a time. Release the mapped ruleset when it is replaced.
 
-        With `texts`, these are loaded instead of the settings file and the rules file. The load reuses unchanged tables
-        and databases: tables of `in_force`, the mapped ruleset in force, and databases of `old`, the result of the load
-        in force. `in_force` must not be released during the load.
+        With `texts`, these are loaded instead of the files (`policyd.config.in_force.Texts`). The load reuses unchanged
+        tables and databases: tables of `in_force`, the mapped ruleset in force, and databases of `old`, the result of
+        the load in force. `in_force` must not be released during the load.
 
         Raises ConfigErrors if the files are wrong, LoadError if the load failed for another reason.
         """
@@ -234,7 +234,8 @@ class Loader:
     async def _request(
         self, texts: Texts | None, in_force: MappedRuleset | None, databases: tuple[DatabaseInfo, ...]
     ) -> None:
-        """Asks for a load. Texts and catalogue are passed in a memory file, tables in memory files of their own.
+        """Asks for a load. The texts, the catalogue and the descriptions of databases are passed in one memory file,
+        tables in memory files of their own.
 
         A thread writes the texts without the interpreter's lock, because the list files among them may have 100 MB. If
         this is cancelled meanwhile, the file is closed only after the write, because its descriptor number may soon be

@@ -1,9 +1,9 @@
 """Writes lines to a descriptor without ever waiting for its reader.
 
 A regular file takes the lines of one loop iteration in a single append. Everything else (a pipe, a socket, a terminal)
-gets each line in a separate, non-blocking write, and a line that it does not take at once is lost. Writes return the
-number of lost lines, and the caller reports them. A sink uses a duplicate of its descriptor; the original may be
-closed.
+gets each line in a separate, non-blocking write, and a line for which there is no room is lost. Writes return the
+number of lost lines, and the caller reports them. A sink writes to a descriptor that it opens itself; the original may
+be closed.
 """
 
 from __future__ import annotations

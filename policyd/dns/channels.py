@@ -40,7 +40,7 @@ CHANNEL_SECONDS = 30
 # Queries before a channel is replaced; its cache holds some 12 MB by then, and most of the 65,536 query ids are unused.
 CHANNEL_QUERIES = 10_000
 
-# Seconds that a fast channel waits for a server before it tries the next; the minimum of c-ares.
+# Minimum seconds that a fast channel waits for a server before it tries the next; c-ares allows no less.
 FAST_SECONDS = 0.25
 
 # Answers after which a slow channel takes no more queries; c-ares begins to estimate with the third.
@@ -209,7 +209,7 @@ class NameServers:
         self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # held while a lookup has an isolated channel
 
     def ready(self) -> Channel | None:
-        """The channel that `fast` would return; None if it must be replaced first."""
+        """The channel that `fast` would return; None if `fast` would have to open one."""
         return self._fast if self._fast is not None and self._fast.is_fresh else None
 
     def renew(self) -> None:

@@ -28,7 +28,7 @@ NamesAnswer: TypeAlias = tuple[bytes, ...] | Reason
 AddressesAnswer: TypeAlias = tuple[Address, ...] | Reason
 
 
-class Lookups(Protocol):
+class IdentityLookups(Protocol):
     """The DNS lookups of `identify` for one client. They raise nothing: a failure is a `Reason`."""
 
     async def names(self, name: bytes) -> NamesAnswer:
@@ -38,7 +38,7 @@ class Lookups(Protocol):
         """Returns the A (version 4) or AAAA (6) records of each name, in the same order, asked for at the same time."""
 
 
-async def identify(address: Address | None, lookups: Lookups) -> Identity:
+async def identify(address: Address | None, lookups: IdentityLookups) -> Identity:
     """Returns a client's identity from DNS; `seconds` stays 0.
 
     The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Invalid host

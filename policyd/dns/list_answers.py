@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from policyd.config.dns_list import DnsList
     from policyd.dns.identify import AddressesAnswer
 
-# Maximum number of addresses of an answer that are kept and logged. Lists answer with an address for each of their
-# parts; the largest public list has nine parts.
+# Maximum number of addresses of an answer that are kept and logged. A list answers with an address for each of its
+# parts that has an entry; the largest public list has nine parts.
 MAX_SHOWN = 16
 
 # Refusals of every list (https://www.spamhaus.org/faqs/dnsbl-usage/): 127.255.255.0/24, by its first 24 bits, and the

@@ -29,7 +29,7 @@ def request(**attributes: str) -> bytes:
 
 
 def unnamed(address: str, **attributes: str) -> bytes:
-    """A request from a client without a name from Postfix, so that policyd has to ask DNS."""
+    """A request from a client for which Postfix has found no name: policyd asks DNS if a rule needs the name."""
     names = {"client_name": "unknown", "reverse_client_name": "unknown"}
     return request(client_address=address, **names, **attributes)
 
@@ -78,7 +78,7 @@ class Client:
         return self.answer()
 
     def is_closed(self) -> bool:
-        """Whether the server closes the connection, without another answer."""
+        """Returns whether the server closes the connection without sending anything; fails if the server answers."""
         try:
             answer = self.answer()
         except EOFError as end:

@@ -366,7 +366,7 @@ def test_a_stale_control_socket_is_detected(tmp_path: Path) -> None:
 # --- Many hosts -------------------------------------------------------------------------------------------------------
 
 HOSTS = 20
-# Replaces ssh in the documented loop: the daemon of a host runs in the folder of that name.
+# Replaces ssh in the documented loop: the daemon of each host runs in the folder that has the host's name.
 SSH = (
     'ssh() { folder=$1; shift; "$@" -c $folder/policyd.yaml; }; policyd() { ' + sys.executable + ' -m policyd "$@"; }\n'
 )

@@ -88,4 +88,5 @@ def test_entries_end_without_any_file_being_read(
     assert (country.split()[0], generic.split()[0]) == ("REJECT", "REJECT")
     assert log.count("dropped entries that have ended: list l changed") == 2
     assert f"{tmp_path / 'countries.csv'}" in at_start
+    # The hook records a descriptor that os.fdopen opens as a number.
     assert [path for path in later if not path.isdigit() and path[:6] != "/proc/"] == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import children
+from tests.daemon.test_control import run
 from tests.mmdb import maxmind_asn, write_mmdb, write_systems
 
 if TYPE_CHECKING:
@@ -167,11 +166,10 @@ def test_status_reports_a_damaged_database(
     damaged = valid.replace(b"\x4dOther Hosting", b"\x5fOther Hosting")  # a name longer than the rest of the file
     (databases / "asn.mmdb").write_bytes(damaged)
     with start_policyd(RULES, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
-        status = [sys.executable, "-m", "policyd", "status", "-c", str(policyd.settings)]
-        assert "is damaged" not in subprocess.run(status, capture_output=True, text=True, check=False).stdout
+        assert "is damaged" not in run(policyd, "status").stdout
         assert [client.ask(HOSTER) for _ in range(100)] == ["DUNNO"] * 100
         assert client.ask(NATION) == ANSWERS[NATION]
-        ended = subprocess.run(status, capture_output=True, text=True, check=False)
+        ended = run(policyd, "status")
         assert ended.returncode == 1
         assert f"the asn database {databases}/asn.mmdb is damaged: fetch it again" in ended.stdout
         (databases / "asn.mmdb").write_bytes(valid)

@@ -10,23 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.daemon.conftest import RULES
+from tests.daemon.client import Client
+from tests.daemon.conftest import BULK, LATER, RULES
 from tests.field.policyd import Policyd
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow  # starts programs
-
-REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=203.0.113.9\nclient_name=a.example\n\n"
-
-
-def ask(listener: socket.socket) -> bytes:
-    with socket.socket(listener.family) as client:
-        client.settimeout(20)
-        client.connect(listener.getsockname())
-        client.sendall(REQUEST)
-        return client.recv(4096)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
@@ -35,6 +26,7 @@ def test_a_free_daemon_takes_a_connection_while_the_other_is_busy(family: socket
         listener = running.enter_context(socket.socket(family))
         listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket"))
         listener.listen()
+        place = listener.getsockname()[1] if family == socket.AF_INET else tmp_path / "socket"
         daemons = []
         for name in ("one", "other"):
             (tmp_path / name).mkdir()
@@ -42,7 +34,8 @@ def test_a_free_daemon_takes_a_connection_while_the_other_is_busy(family: socket
         for busy, free in (daemons, daemons[::-1]):
             os.kill(busy.pid, signal.SIGSTOP)
             try:
-                assert ask(listener) == b"action=DEFER 4.7.1 later\n\n"
+                with Client(place) as client:
+                    assert client.ask(BULK) == LATER
                 assert len(free.decisions(client_address="203.0.113.9")) == 1
             finally:
                 os.kill(busy.pid, signal.SIGCONT)

@@ -69,5 +69,5 @@ def test_the_daemon_does_not_wait_if_systemd_does_not_read(
         ({"WATCHDOG_USEC": "0"}, None),
     ],
 )
-def test_the_watchdog_is_notified_twice_per_interval(environment: dict[str, str], seconds: float | None) -> None:
+def test_the_watchdog_is_notified_at_half_its_interval(environment: dict[str, str], seconds: float | None) -> None:
     assert Notifier(environment).watchdog_seconds == seconds

@@ -1,4 +1,4 @@
-"""Forward-confirmed reverse DNS, over a map of records and a list of failures."""
+"""Forward-confirmed reverse DNS, over a map of records and a map of failures."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from policyd.core.address import parse_address
 from policyd.core.identity import Identity, Reason, Status, may_be_host
-from policyd.dns.identify import MAX_CLAIMED, MAX_TRIED, Lookups, identify
+from policyd.dns.identify import MAX_CLAIMED, MAX_TRIED, IdentityLookups, identify
 from tests.name_server import Zone
 
 PTR = "1.2.0.192.in-addr.arpa PTR"
@@ -17,7 +17,7 @@ PTR6 = "1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.arpa PTR"
 VERIFIED, MISMATCH, MISSING, ERROR = Status
 
 
-def identity(zone: Lookups, client_address: bytes = b"192.0.2.1") -> Identity:
+def identity(zone: IdentityLookups, client_address: bytes = b"192.0.2.1") -> Identity:
     """Runs the coroutine without an event loop, because a dict never waits."""
     running = identify(parse_address(client_address), zone)
     with pytest.raises(StopIteration) as end:
@@ -148,7 +148,7 @@ FORWARD = st.sampled_from(list(Reason)) | st.lists(st.tuples(st.just(4), st.samp
 
 
 class DrawnLookups:
-    """Lookups whose answers hypothesis draws; `failed` says whether one was a failure."""
+    """Lookups whose answers hypothesis draws; `failed` says whether an answer was a failure."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self.draw = draw

@@ -129,7 +129,7 @@ def test_a_self_test_is_judged_by_its_definite_answers(
     assert message in result.message
 
 
-# --- Effects ----------------------------------------------------------------------------------------------------------
+# --- In use and out of use --------------------------------------------------------------------------------------------
 
 PASS = SelfTestResult(PASSED, answered=5)
 FAIL = SelfTestResult(WRONG, "why", answered=5)
@@ -143,7 +143,7 @@ def run(health: ListHealth, now: float, result: SelfTestResult) -> bool:
     return health.record_test(result, now)
 
 
-def test_a_list_is_used_until_its_first_self_test_is_wrong() -> None:
+def test_a_list_is_used_until_a_self_test_gets_a_wrong_answer() -> None:
     health = ListHealth(is_tested=True)
     assert health.usable
     assert health.due(0) is Due.TEST

@@ -184,6 +184,7 @@ async def test_a_zone_that_lists_every_address_fails_despite_right_test_entries(
 
 # --- A misbehaving server ---------------------------------------------------------------------------------------------
 
+# A reply, and the meaning of the answer (None: any meaning).
 REPLIES = [
     (Reply(rcode=SERVFAIL), "servfail"),
     (Reply(rcode=REFUSED), "refused"),

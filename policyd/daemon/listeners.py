@@ -46,7 +46,7 @@ ACCEPTS_A_TURN = 64
 # Seconds from an accept(2) that failed, for instance for lack of descriptors, to the next.
 RETRY_SECONDS = 0.1
 
-# Descriptors kept for everything that is not a connection: listeners, logs, DNS, metrics, reading files.
+# Descriptors that Postfix's connections leave free: for listeners, logs, DNS, metrics, the control socket and files.
 SPARE_DESCRIPTORS = 64
 
 # sd_listen_fds(3): the first descriptor passed.

@@ -503,7 +503,12 @@ class _Daemon:
         what = request.what.encode("utf-8", "replace")
         count = await self._resolver.forget(what)
         listed = await self._dns_lists.forget(what)
-        _log.info("forgot DNS answers about %s (%d clients, %d answers of DNS lists)", excerpt(what), count, listed)
+        _log.info(
+            "forgot DNS answers about %s (reverse DNS: %d clients; DNS lists: %d addresses and names)",
+            excerpt(what),
+            count,
+            listed,
+        )
         return {"ok": True, "clients": count}
 
     async def _tell_counted(self, request: Request) -> Answer:

@@ -72,7 +72,7 @@ def run_before_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def children(pid: int) -> list[int]:
-    """Returns the processes that the first thread of a process has forked."""
+    """Returns the ids of the processes that the first thread of a process has forked."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

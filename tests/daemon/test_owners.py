@@ -53,7 +53,7 @@ def ask_all(client: Client) -> dict[bytes, str]:
 
 
 def maps(policyd: Policyd) -> str:
-    """The maps of the daemon and of the processes that it has forked."""
+    """The memory maps of the daemon and of the processes that it has forked."""
     return "".join(Path(f"/proc/{pid}/maps").read_text() for pid in (policyd.pid, *children(policyd.pid)))
 
 

@@ -39,7 +39,7 @@ def write_long_rules(policyd: Policyd, names: int) -> None:
 
 
 def wait_for_load(policyd: Policyd) -> tuple[int, int]:
-    """Waits for a load; returns the loader and its worker."""
+    """Waits for a load; returns the process ids of the loader and its worker."""
     (loader,) = children(policyd.pid)
     (worker,) = until("a load", lambda: children(loader) or None)
     return loader, worker

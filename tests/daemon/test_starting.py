@@ -40,7 +40,7 @@ def early_signal(run_before_python: Callable[[str], None], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_start_ends_it_with_status_0(
+def test_a_signal_during_the_start_ends_the_daemon_with_status_0(
     tmp_path: Path, early_signal: Callable[[int], None], number: int
 ) -> None:
     early_signal(number)

@@ -138,7 +138,7 @@ HALF = SelfTestResult(UNANSWERED, "half silent", unanswered=2, answered=3)
 
 
 def run(health: ListHealth, now: float, result: SelfTestResult) -> bool:
-    """Runs a self-test that is due and ends at once; returns whether the list went out of use or came back."""
+    """Runs a self-test that is due and ends at once; returns whether it took the list out of use or brought it back."""
     assert health.due(now) is Due.TEST
     return health.record_test(result, now)
 
@@ -192,7 +192,7 @@ def test_a_partly_answered_self_test_never_takes_a_list_out_of_use() -> None:
     assert health.usable
 
 
-def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
+def test_ten_unanswered_questions_in_a_row_start_a_self_test() -> None:
     health = ListHealth(is_tested=True)
     run(health, 0, PASS)
     for _ in range(MAX_UNANSWERED - 1):
@@ -204,13 +204,13 @@ def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
     assert run(health, 100, SILENCE)
 
 
-def test_a_refusal_during_mail_starts_a_self_test_at_once_and_only_that_takes_the_list_out_of_use() -> None:
+def test_a_refusal_starts_a_self_test_at_once_and_does_not_itself_take_the_list_out_of_use() -> None:
     health = ListHealth(is_tested=True)
     run(health, 0, PASS)
     assert health.record_answer(answer("127.255.255.254"), 100, is_suspect=True)
     assert health.usable
     run(health, 100, PASS)
-    assert not health.record_answer(answer("127.255.255.254"), 101, is_suspect=True)  # not with every mail
+    assert not health.record_answer(answer("127.255.255.254"), 101, is_suspect=True)  # too soon for another self-test
     assert health.due(101) is Due.NOTHING
     assert health.due(100 + TRIGGER_SECONDS) is Due.TEST
 

@@ -339,7 +339,7 @@ async def test_without_a_cache_every_request_asks() -> None:
 # --- In use and out of use --------------------------------------------------------------------------------------------
 
 
-async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_of_use_and_back(
+async def test_a_refusal_starts_a_self_test_that_takes_the_list_out_of_use_and_a_later_one_brings_it_back(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = {**GOOD, NAME: Reply(["@ 600 A 127.0.0.2"])}

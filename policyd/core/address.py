@@ -1,4 +1,4 @@
-"""Client addresses: from text to a number, and from there to the name under which DNS keeps their PTR records."""
+"""Client addresses: parses and formats them, and makes the names of their PTR records."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Address: TypeAlias = tuple[int, int]
 def parse_address(text: bytes) -> Address | None:
     """Returns an address as (version, number); IPv4-mapped IPv6 is IPv4. None if the text is not an address.
 
-    Strict: no zone id, no brackets, no octal, no short form.
+    Strict: no zone id, no brackets; IPv4 only as four decimal numbers (no octal, no short form).
     """
     try:
-        if 0x3A not in text:  # no colon; searching for a number is ten times as fast as for b":"
+        if 0x3A not in text:  # no colon; searching for its number is ten times as fast as for b":"
             return 4, int.from_bytes(inet_pton(AF_INET, text.decode("ascii")))
         number = int.from_bytes(inet_pton(AF_INET6, text.decode("ascii")))
     except (OSError, ValueError):

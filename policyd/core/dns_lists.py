@@ -1,7 +1,7 @@
-"""DNS lists (RFC 5782) as data: the definition of a list, its codes, and its three answers.
+"""Answers of DNS lists (RFC 5782), and their combination.
 
-The answer is *listed*, *not listed*, or *unknown* if the list gives no usable answer. Reading definitions is left to
-`policyd.config.dns_lists`, asking to `policyd.dns`, and the use of an answer to `policyd.core.engine`.
+An answer is *listed*, *not listed*, or *unknown* if the list gave no usable answer. `policyd.config.dns_lists` reads
+the definitions of lists, `policyd.dns` asks the lists, and `policyd.core.engine` uses their answers.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 class ListStatus(Enum):
-    """The three answers."""
+    """The status of an answer."""
 
     LISTED = "listed"
     NOT_LISTED = "not listed"
     UNKNOWN = "unknown"
 
 
-# Reasons of an unknown answer, beside those of a failed lookup (`policyd.core.identity.Reason`).
+# Reasons of an unknown answer, in addition to those of a failed lookup (`policyd.core.identity.Reason`).
 REFUSED_BY_LIST: Final = "refused_by_list"  # an answer that means: this list does not answer you
 OUTSIDE_127: Final = "outside_127"  # an answer outside 127.0.0.0/8
-OUT_OF_USE: Final = "out_of_use"  # the list's self-test was wrong, so it is not asked
+OUT_OF_USE: Final = "out_of_use"  # not asked: the list failed its self-test, or a reload removed or changed it
 
 
 class ListAnswer(NamedTuple):
     """The answer of one list for one request.
 
-    `addresses` holds the addresses in the list's answer, as text; `reason` is why an answer is unknown. `asked` is
-    False if the request has nothing to look up in this list, which means *not listed*.
+    `addresses` holds the addresses in the list's answer, as text; `reason` is why an answer is unknown. If the request
+    has nothing to look up in this list, `asked` is False and the status is *not listed*.
     """
 
     status: ListStatus
@@ -41,7 +41,7 @@ class ListAnswer(NamedTuple):
 
 
 class ListAnswers(dict[str, ListAnswer]):
-    """Answers of lists by name. Must not be changed, because values derived from them are kept with them."""
+    """Answers by the list's name. Must not be changed, because its attributes are derived from the answers."""
 
     __slots__ = ("none_listed", "shown")
 

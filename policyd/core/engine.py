@@ -8,8 +8,8 @@ A condition on the client's identity holds, does not hold, or is unknown, by two
 A condition in the match of a DUNNO rule, or in the exceptions of any other rule, is *exempting*: if it holds, it lets
 the client through.
 
-1. A lie about its name can get a client blocked, never let through. For an exempting condition only verified names
-   count; for any other condition the verified names or, without any, every claimed name.
+1. A client that lies about its name can be blocked because of the lie, never let through. For an exempting condition
+   only verified names count; for any other condition the verified names or, without any, every claimed name.
 2. A temporary failure never causes a permanent reject. While reverse DNS has the status error, an exempting condition
    is unknown unless the PTR names are known and cannot satisfy it. DEFER is answered instead of REJECT if a rule might
    have let the client through, or if the REJECT is due to the failure.
@@ -47,12 +47,12 @@ class Decision(NamedTuple):
     """The ruleset's decision on one request.
 
     `rule` is None if the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
-    which Postfix receives unless `observing` (the top-level `mode: observe`). `downgraded` means that without a DNS
-    failure the verb would be REJECT. `observed` names the observed rules above that matched. `identity` is None if the
-    decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that the deciding
-    rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no database of
-    networks. `greylist` is the result of greylisting, if it was asked, and `counter_value` the value of the counter
-    that the deciding rule's match rests on.
+    which Postfix receives unless `observing` (the top-level `mode: observe`). `downgraded` means that a DNS failure
+    turned REJECT into DEFER. `observed` names the matching observed rules above the deciding one. `identity` is None if
+    the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the first list because
+    of which the deciding rule matched. `owner` is the owner of the client's address, None if the ruleset declares no
+    database of networks. `greylist` is the result of greylisting, None if no rule tried it. `counter_value` is the
+    value of the counter because of which the deciding rule matched.
     """
 
     verb: Verb
@@ -76,7 +76,7 @@ class Decision(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verb in the deciding rule: GREYLIST if Postfix receives DEFER_IF_PERMIT because of a greylist rule."""
+        """The verb, but GREYLIST instead of DEFER_IF_PERMIT if a greylist rule decided."""
         greylists = self.rule is not None and self.rule.action.verb is _GREYLIST
         return _GREYLIST if greylists else self.verb
 
@@ -91,8 +91,8 @@ class Outcome(Enum):
 
     YES = "yes"
     NO = "no"
-    UNKNOWN = "unknown"  # DNS failed; a DUNNO rule might have let the client through
-    IN_DOUBT = "in doubt"  # a rule with another verb: yes, but it depends on a DNS failure
+    UNKNOWN = "unknown"  # DNS failed; without the failure, the DUNNO rule or exempting condition might hold
+    IN_DOUBT = "in doubt"  # yes, but perhaps no without the DNS failure
     NEEDED = "needs facts"
 
 
@@ -160,7 +160,7 @@ def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: dateti
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
     """Returns each rule from the top to the deciding one, with its outcome, for `explain`.
 
-    It ends at the first rule that needs a missing fact.
+    The trace ends early at a rule that needs a missing fact.
     """
     return Inquiry(ruleset, request, facts, today).trace()
 
@@ -168,8 +168,8 @@ def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date
 class Inquiry:
     """One request under one ruleset, until its decision.
 
-    Begins with the facts that are known, and ends when `decide` returns a decision. Until then `decide` returns the
-    facts that it needs, and the `learn_` methods take them.
+    It begins with the facts that are known. Until all necessary facts are known, `decide` returns those that it needs,
+    and the caller passes them to the `learn_` methods. Then `decide` returns the decision.
     """
 
     __slots__ = (
@@ -197,7 +197,7 @@ class Inquiry:
         if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
         self.is_network_known = False  # the client's network has passed greylisting
-        self.memory: Any = None  # memory's notes on the request, for the caller
+        self.memory: Any = None  # the note that `policyd.state.memory` makes of the request
         self._today = today
         self._trusts_postfix = trust_postfix
         if trust_postfix:
@@ -205,7 +205,7 @@ class Inquiry:
         self._found: list[Hits | None] = [None] * len(self._lookups)
 
     def learn_identity(self, identity: Identity) -> None:
-        """Takes the client's reverse DNS. If the PTR lookup failed, Postfix's name takes the place of the PTR names."""
+        """Takes the client's reverse DNS. With `trust_postfix`, Postfix's name replaces PTR names that are unknown."""
         if self._trusts_postfix:
             identity = with_claimed(identity, self.request.get("reverse_client_name"))
         self.identity = identity
@@ -388,7 +388,7 @@ class Inquiry:
         return _new(Decision, fields)
 
     def _count(self, rule: Rule) -> int | None:
-        """The value of the first counter on which the rule's match rests."""
+        """The value of the first counter because of which the rule matches."""
         lookup = self._index.lookups[self._index.counter_lookup] if self._index.counter_lookup >= 0 else None
         if isinstance(lookup, CounterLookup) and self.counters is not None:
             for condition in rule.match:
@@ -430,7 +430,7 @@ class Inquiry:
 
     def _candidates_by_answers(self, bucket: RuleBucket) -> tuple[int, ...]:
         """Candidate rules filed under `listed`: for a list without an answer, the first rule that waits for it; for a
-        list that says *listed*, all its rules; for a list that says *unknown*, the first DUNNO rule that is unknown.
+        list that says *listed*, all rules filed under it; for one that says *unknown*, its first unknown DUNNO rule.
         """
         lists, hostname_lists = self.lists, self._index.hostname_lists
         if isinstance(lists, ListAnswers) and lists.none_listed and len(lists) == len(self._index.needs.lists):
@@ -526,17 +526,17 @@ class Inquiry:
     # --- Whether a rule matches -------------------------------------------------------------------------------------
 
     def _try(self, rule: Rule, plan: Plan) -> Outcome:
-        """Tries a candidate rule: the condition under which it is filed holds, or needs the identity."""
+        """Tries a candidate rule: the condition under which it is filed holds, or needs facts."""
         if not self._fits(plan.match, plan.exceptions):
             return _NO
         if plan.lists is None:
             return self._try_names(rule, plan)
-        # A list's answer may settle the rule without the names, and the names without the list.
+        # A list's answer may settle the rule without the names, or the names may settle it without the list.
         outcome = self._try_lists(plan.lists, exempting=rule.action.verb is _DUNNO)
         return outcome if outcome is _NO else _worse(outcome, self._try_names(rule, plan))
 
     def _try_names(self, rule: Rule, plan: Plan) -> Outcome:
-        """Tries the conditions on the identity of a rule whose other conditions hold."""
+        """Tries a rule's conditions on the client's identity."""
         if not plan.match_identity and not plan.exceptions_identity:
             if plan.lists is None or self.identity is None or not plan.lists.by_hostname:
                 return _YES
@@ -563,7 +563,7 @@ class Inquiry:
         return True
 
     def _try_identity(self, plan: Plan, *, exempting: bool) -> Outcome:
-        """Returns the outcome of a rule whose other conditions hold, by the client's identity."""
+        """Tries a rule's conditions on the client's identity, by the two principles."""
         unknown = False
         for lookup, number in plan.match_identity:
             holds = self._holds(lookup, number, exempting=exempting)
@@ -582,7 +582,7 @@ class Inquiry:
         return _IN_DOUBT if unknown or (failed and plan.match_identity) else _YES
 
     def _try_greylist(self, rule: Rule, outcome: Outcome) -> Outcome:
-        """Tries greylisting for a rule whose match holds, or may hold: the client is known, or must wait."""
+        """Tries a greylist rule whose conditions hold, or may hold: the rule matches if the client must wait."""
         if self.request.get("protocol_state") != b"RCPT":
             return _NO
         if outcome is _NEEDED:
@@ -599,7 +599,7 @@ class Inquiry:
     # --- DNS lists --------------------------------------------------------------------------------------------------
 
     def _try_lists(self, terms: ListTerms, *, exempting: bool) -> Outcome:
-        """Tries the conditions on DNS lists of a rule whose other conditions hold."""
+        """Tries a rule's conditions on DNS lists."""
         if terms.waits_for_all and not self.lists:
             return _NEEDED
         outcome = _YES
@@ -620,7 +620,7 @@ class Inquiry:
         return outcome if exempting or outcome is not _UNKNOWN else _IN_DOUBT
 
     def _holds_term(self, term: ListTerm, *, exempting: bool) -> Outcome:
-        """Whether enough of the lists say *listed*: in doubt if that depends on names that could not be verified."""
+        """Whether enough of the lists say *listed*; in doubt if that depends on names that could not be verified."""
         listed = of_claimed_names = missing = unknown = 0
         failed = term.by_hostname and self.identity is not None and self.identity.status is _ERROR
         lists = self.lists
@@ -645,7 +645,7 @@ class Inquiry:
         return _IN_DOUBT if listed >= term.at_least else _UNKNOWN
 
     def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
-        """Returns a list's status for a condition; None if the list was not asked or the names were not looked up."""
+        """Returns a list's status for a condition; None before the list has answered or the names are looked up."""
         answer = self.lists.get(name)
         status = answer.status if answer is not None else None
         if name not in self._index.hostname_lists:
@@ -662,7 +662,7 @@ class Inquiry:
         return _NOT_KNOWN if exempting and status is _LISTED else status
 
     def _listed_by(self, rule: Rule) -> str:
-        """The first list of the rule's match, in its order, that said *listed*; empty if none did."""
+        """The name of the first list in the rule's match that says *listed*; empty if there is none."""
         terms = self._index.plans[rule.number].lists
         if terms is not None:
             for term in terms.match:
@@ -711,7 +711,7 @@ class Inquiry:
         return found
 
     def _find_counters(self, lookup: int) -> Hits:
-        """Returns the hits of counters. While their values are missing, needs them, and every condition holds."""
+        """Returns the hits of counters. While their values are missing, notes the need; then every condition holds."""
         table = self._index.lookups[lookup]
         assert isinstance(table, CounterLookup)
         if self.counters is None:

@@ -1,4 +1,4 @@
-"""Facts about a client beyond its request: the known ones, and those that a decision needs."""
+"""Facts about a client that its request does not contain: the known ones, and those that a decision needs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from policyd.core.identity import Identity
     from policyd.core.owners import Owner
 
-# The answers of DNS lists if no list has been asked. Never mutated: an answer makes a new mapping.
+# The answers of DNS lists before any list has answered. Never mutated: an answer makes a new mapping.
 NO_LISTS: Final[Mapping[str, ListAnswer]] = {}
 
 
 class Greylisted(StrEnum):
     """The results of greylisting a client: the words of the decision log's `greylist=`."""
 
-    NEW = "new"  # deferred: not seen before, or not within `retry_within`
+    NEW = "new"  # deferred: not seen before, or its first try was more than `retry_within` ago
     EARLY = "early"  # deferred: retried before `wait` was over
-    PASSED = "passed"  # retried in time; its network is known from now on
-    KNOWN = "known"  # from a network that has passed
-    UNKNOWN = "unknown"  # let through: the shared memory is unavailable, and this process does not know the client
+    PASSED = "passed"  # let through: retried in time; its network is known from now on
+    KNOWN = "known"  # let through: its network has passed before
+    UNKNOWN = "unknown"  # let through: it has no address, or is new here while the shared memory is unavailable
 
     @property
     def deferred(self) -> bool:
@@ -32,9 +32,9 @@ class Greylisted(StrEnum):
 
 
 class Facts(NamedTuple):
-    """Facts known of a client beyond its request. A missing fact is None; `lists` has only lists that have answered.
+    """The known facts about a client. A missing fact is None; `lists` has only lists that have answered.
 
-    An `owner` that is not given is looked up in the databases of the ruleset, if it declares any.
+    If `owner` is None, the engine looks it up in the databases that the ruleset declares.
     """
 
     identity: Identity | None = None
@@ -60,7 +60,7 @@ NOTHING_KNOWN: Final = Facts()
 
 
 class Needs(NamedTuple):
-    """The facts without which there is no decision: every fact that the remaining rules may need."""
+    """The missing facts that a decision waits for: all that the remaining rules may need."""
 
     identity: bool = False
     lists: frozenset[str] = frozenset()  # names of DNS lists; lists of host names wait for the identity

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # rules with an entry each make 10,000 conditions; each takes 60 bytes.
 MAX_EAGER = 1_000_000
 
-# Maximum number of Hits that LazyHits keeps; 1 kB each.
+# Maximum number of Hits that LazyHits keeps; each takes 1 kB.
 MAX_LAZY = 20_000
 
 

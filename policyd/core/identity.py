@@ -1,6 +1,6 @@
 """The client's identity: the status of its reverse DNS, its names, the reason of an error.
 
-`policyd.dns.identify` looks it up; Postfix's attributes can replace it.
+`policyd.dns.identify` looks up the identity; with `dns.trust_postfix`, it is taken from Postfix's attributes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"  # too late, or no contact
     SERVFAIL = "servfail"
     REFUSED = "refused"  # the resolver's own code
-    MALFORMED = "malformed"  # the DNS message, not a name: every other failure
+    MALFORMED = "malformed"  # a malformed DNS message (names may have any form), or any other failure
     NO_ADDRESS = "no_address"  # `client_address` is not an address, so there is nothing to look up
 
 
@@ -69,8 +69,8 @@ _HOST = re.compile(rb"(?!.{254})(?![0-9.]*\Z)%b(?:\.%b)*" % (_LABEL, _LABEL))
 def may_be_host(name: bytes) -> bool:
     """Returns whether a host can have this folded name (RFC 1123 section 2.1, underscores allowed).
 
-    An address, the root, only digits, the `unknown` that Postfix writes for a missing name, and a name with an escape
-    are not host names.
+    Not host names: an address, the root, digits only, the `unknown` that Postfix writes for a missing name, and a name
+    with an escape.
     """
     return name != b"unknown" and _HOST.fullmatch(name) is not None
 
@@ -82,9 +82,9 @@ def given_identity(
     claimed: Iterable[bytes] = (),
     reason: Reason | None = None,
 ) -> Identity:
-    """Returns the identity given by a log, a test or the command line: a status and folded names.
+    """Makes an identity from a status and folded names, which a log, a ruleset's test or the command line gives.
 
-    For `error` the reason is `servfail` unless given, and any given names count as the complete list.
+    For `error` the reason is `servfail` unless given, and the claimed names, if any, count as all PTR names.
     """
     names, others = tuple(sorted(verified)), tuple(sorted(claimed))
     if status is not Status.ERROR:
@@ -93,7 +93,7 @@ def given_identity(
 
 
 def identity_from_postfix(request: Request) -> Identity | None:
-    """Returns the identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
+    """Returns the identity with `client_name`, which Postfix has verified; None if it is `unknown` (smtpd_peer.c)."""
     name = request.get("client_name")
     if name == b"unknown" or not name:
         return None
@@ -102,7 +102,7 @@ def identity_from_postfix(request: Request) -> Identity | None:
 
 
 def with_claimed(identity: Identity, claimed: bytes) -> Identity:
-    """Returns the identity with Postfix's `reverse_client_name` as the claimed name if the PTR lookup failed."""
+    """Returns the identity; if its PTR lookup failed, with `claimed` (`reverse_client_name`) as its claimed name."""
     if identity.names_known or not claimed or claimed == b"unknown":
         return identity
     name = fold_name(claimed)

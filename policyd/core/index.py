@@ -1,8 +1,8 @@
 """The index of a ruleset, to find the conditions that hold for a request in time that does not grow with the ruleset.
 
-All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
-attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each
-attribute that has some. `policyd.tables.index` builds all of it.
+The entries of all rules are in a few tables (`policyd.core.tables`). There is a table of address ranges, and for each
+attribute a table of its names, a table of its exact values and a set of its expressions, if rules compare the attribute
+with these. Long lists have separate tables. `policyd.tables.index` builds the index.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ListUsers(NamedTuple):
     name: str
     users: tuple[int, ...]  # all rules with the list in their match or except
     filed: tuple[int, ...]  # those that are filed under a `listed` condition with this list
-    exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
+    exempting: tuple[int, ...]  # the enforcing DUNNO rules in `filed`
 
 
 class RuleBucket(NamedTuple):
@@ -36,11 +36,11 @@ class RuleBucket(NamedTuple):
     """
 
     lookup: int  # its place in `Index.lookups`
-    first: int  # the first such rule: the lookup is not needed before this rule has its turn
+    first: int  # the first of these rules: the lookup is not needed before this rule has its turn
     needs_facts: bool  # whether these conditions need the client's identity or DNS lists
     surely_needed: bool  # whether only the identity can rule out `first`
-    rules: tuple[int, ...]  # all such rules, in order; empty without `needs_facts`
-    exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
+    rules: tuple[int, ...]  # all of these rules, in order; empty without `needs_facts`
+    exempting: tuple[int, ...]  # the enforcing DUNNO rules in `rules`
     lists: tuple[ListUsers, ...]  # the DNS lists that these rules use
 
 
@@ -57,7 +57,7 @@ class ListTerm(NamedTuple):
 
     names: tuple[str, ...]
     at_least: int
-    by_hostname: bool  # one of the lists is asked for host names, so the client's identity is needed first
+    by_hostname: bool  # at least one of the lists is asked for host names, so the client's identity is needed first
 
 
 class ListTerms(NamedTuple):
@@ -65,8 +65,8 @@ class ListTerms(NamedTuple):
 
     match: tuple[ListTerm, ...]
     exceptions: tuple[ListTerm, ...]
-    names: frozenset[str]  # of all their lists
-    by_hostname: bool  # one of the lists is asked for host names
+    names: frozenset[str]  # of all lists in these conditions
+    by_hostname: bool  # at least one of the lists is asked for host names
     waits_for_all: bool  # while no list has answered, the rule waits for every one of them
 
 
@@ -118,8 +118,8 @@ class Ruleset:
     """The rules in order, the default action, and the index over all entries.
 
     `observe` is the top-level `mode: observe`: decisions are made and logged, and every answer is DUNNO. `hash` is the
-    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file that people keep, in order of
-    appearance. `owners` are the databases of networks, None if none is declared.
+    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file, in order of appearance, without
+    lists that have `from` or `local`. `owners` are the databases of networks, None if none is declared.
     """
 
     rules: tuple[Rule, ...]

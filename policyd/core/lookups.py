@@ -34,7 +34,7 @@ def _recipient_of(request: Request) -> bytes | None:
     return request.get("recipient") or None
 
 
-# For all other attributes, the text is the attribute's value.
+# The functions that return the text to compare. For all other attributes, the text is the attribute's value.
 _TEXT_OF: Mapping[str, Callable[[Request], bytes | None]] = {"sender": _sender_of, "recipient": _recipient_of}
 
 
@@ -69,8 +69,8 @@ class DomainTable:
     """Maps names to the conditions that hold for the name itself or for names under it.
 
     Each key stands for two sets of conditions: those that hold for this very name, and those that hold for the
-    names under it. So one walk finds exact names, suffixes, and suffixes with a leading dot. If there are long lists,
-    they have a table of their own, and the walk goes over both tables at the same time.
+    names under it. So one walk, from a name up to its last label, finds exact names, suffixes, and suffixes with a
+    leading dot. Long lists have a separate table; then one walk searches both tables.
     """
 
     __slots__ = ("_exact", "_other", "_other_exact", "_other_under", "_table", "_under")
@@ -82,7 +82,7 @@ class DomainTable:
         self._other, self._other_exact, self._other_under = more[0] if more else (None, self._exact, self._under)
 
     def find(self, name: bytes) -> Hits:
-        """The conditions that hold for a folded name. An empty name satisfies none."""
+        """Returns the hits of a folded name; none for an empty name."""
         if not name:
             return NOTHING
         if self._other is not None:
@@ -99,7 +99,7 @@ class DomainTable:
         return found
 
     def _find_in_both(self, name: bytes, other: NameTable) -> Hits:
-        """The same walk over two tables, which hashes each name once."""
+        """Walks over both tables together, so that each name is hashed only once."""
         table = self._table
         marks, mask, other_marks, other_mask = table.marks, table.mask, other.marks, other.mask
         key_hash = hash(name)
@@ -133,7 +133,7 @@ class NameLookup:
 
 
 class ValueLookup:
-    """Mail addresses and all other attributes: equality."""
+    """Compares mail addresses and all other attributes with exact values."""
 
     def __init__(self, subject: str, tables: Sequence[tuple[NameTable, HitsByNumber]]) -> None:
         self._subject = subject
@@ -184,7 +184,7 @@ _sets: WeakValueDictionary[tuple[str, ...], _ExpressionSet] = WeakValueDictionar
 
 
 class ExpressionTable:
-    """All expressions on one attribute: one pass over the text, however many there are.
+    """All expressions on one attribute: one pass over the text, however many expressions there are.
 
     Raises re2.error if RE2 cannot compile them together.
     """
@@ -234,7 +234,7 @@ class ExpressionLookup:
 
 
 class HostnameLookup:
-    """`hostname`, `hostname_suffix` or `hostname_regex`: the verified names, or else the claimed names."""
+    """`hostname`, `hostname_suffix` or `hostname_regex`: the verified names or, without any, the claimed names."""
 
     def __init__(self, table: DomainTable | ExpressionTable) -> None:
         self.table = table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import idna
 
-# Maximum bytes of a host name: 255 octets (RFC 1035 section 2.3.4). A longer HELO argument is not a name, and costs no
-# walk over its labels.
+# Maximum bytes of a host name: 255 octets (RFC 1035 section 2.3.4). A longer HELO argument is not a name, so no time is
+# spent on its labels.
 MAX_NAME = 255
 
 
@@ -19,7 +19,7 @@ def fold_value(value: bytes) -> bytes:
 def fold_name(name: bytes) -> bytes:
     """Returns the form in which host names and domains are compared: lower case, A-labels, no trailing dot.
 
-    A name that has no A-label form (UTS 46) is compared as it is. A text that is too long to be a name becomes empty.
+    A name without an A-label form (UTS 46) stays in UTF-8. A text that is too long to be a name becomes empty.
     """
     if len(name) > MAX_NAME + 1:
         return b""

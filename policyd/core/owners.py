@@ -54,7 +54,7 @@ class InMemoryFile(Protocol):
 
 
 class Owners:
-    """The databases that a ruleset declares, or None; the same object twice if one file serves both."""
+    """The databases of a ruleset: each is None if not declared. They are the same object if one file serves both."""
 
     __slots__ = ("asn", "country")
 

@@ -72,8 +72,8 @@ PROBE = b"policyd_probe"
 # recipient or certificate subject has at most `line_length_limit` (2048) bytes.
 REQUEST_BYTES = 65536
 
-# Maximum number of layouts that get an expression. A Postfix has one or two; the limit keeps a client that varies the
-# order of attributes from causing endless compiling. Other layouts take the general path: slower, same result.
+# Maximum number of layouts that get an expression. A Postfix server uses one or two; the limit keeps a client that
+# varies the order of attributes from causing endless compiling. Other layouts take the general path: it is slower.
 MAX_LAYOUTS = 16
 
 _KNOWN = frozenset(name.encode() for name in ATTRIBUTES)

@@ -14,8 +14,8 @@ from policyd.core.identity import may_be_host
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Names whose registrable domain is remembered. A site's clients have names under some thousands of domains, and a
-# search of the list is slow (20 us).
+# Maximum number of names whose registrable domain is remembered. A site's clients have names under some thousands of
+# domains, and a search of the list is slow (20 us).
 MAX_REMEMBERED = 16_384
 
 

@@ -20,11 +20,11 @@ _UNSAFE = re.compile(r"[^ -~]")
 
 
 def reply_text(decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> bytes:
-    """Returns the code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT bytes.
+    """Returns the code and text of an answer: printable ASCII, at most MAX_TEXT bytes; empty if there is neither.
 
     `identity` is the client's identity, even if the decision did not need it. In a client's text, `?` replaces
-    everything that is not printable ASCII. If the text begins like a code, which Postfix would parse, policyd's own
-    code is put in front.
+    everything that is not printable ASCII. If the text begins like a code, which Postfix would parse, a code of policyd
+    is put in front.
     """
     if not decision.code and not decision.text:
         return b""

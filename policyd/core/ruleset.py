@@ -1,7 +1,7 @@
 """The parts of a ruleset that has been read and checked: rules, conditions, actions.
 
-Everything here is frozen: a reload builds a new `Ruleset` whole and swaps one reference. Nothing here
-checks anything (`policyd.config` did) and nothing decides anything (`policyd.core.engine` does).
+Everything here is frozen: a reload builds a new `policyd.core.index.Ruleset` and swaps one reference. `policyd.config`
+has checked everything, and `policyd.core.engine` decides.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DEFAULT_TEXT = "Access denied"
 # for the code, the client's name and address, and the restriction's name.
 MAX_TEXT = 200
 
-# The rule name of `default` in `{rule}` and in a ruleset's tests.
+# The name that stands for `default` in place of a rule's name: in `{rule}`, in metrics and in a ruleset's tests.
 DEFAULT_RULE = "default"
 
 
 class Verb(StrEnum):
-    """The first word of an answer (access(5); `DUNNO` ends the ruleset without an opinion)."""
+    """The verbs of actions: answers of access(5), and GREYLIST. `DUNNO` ends the ruleset without an opinion."""
 
     REJECT = "REJECT"
     DEFER = "DEFER"
@@ -44,7 +44,7 @@ class Kind(Enum):
     NAME = "name"  # a host name, exactly
     DOMAIN = "domain"  # a host name or a mail address's domain, or a name under it (leading dot: only under it)
     VALUE = "value"  # a mail address or any other attribute, exactly
-    EXPRESSION = "expression"  # an RE2 expression is found
+    EXPRESSION = "expression"  # an RE2 expression matches anywhere in the text
     LISTED = "listed"  # at least a number of these DNS lists say *listed*
     GENERIC = "generic"  # the host name contains the client's own address
     COUNTER = "counter"  # a counter has reached a number
@@ -59,7 +59,7 @@ class Subject(StrEnum):
     ASN = "asn"  # the autonomous system that announces the client's address
     ASN_NAME = "asn_name"
     COUNTRY = "country"
-    COUNTER = "counter"  # earlier requests
+    COUNTER = "counter"  # counts of requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Condition:
 
     @property
     def needs_facts(self) -> bool:
-        """Whether it needs facts that the request does not have."""
+        """Whether the condition needs the client's reverse DNS or DNS lists."""
         return self.needs_identity or self.kind is Kind.LISTED
 
     @property
@@ -91,7 +91,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An answer as a rule gives it.
+    """The action of a rule, or of `default`.
 
     `code` is an enhanced status code (RFC 3463) or empty. `text` is the template in pieces: literal text at
     even places, names of placeholders at odd ones; empty for no text.

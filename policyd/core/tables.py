@@ -2,8 +2,8 @@
 
 The tables are flat arrays: a million names take 50 MB, a million networks 12 MB. A process that has built a table
 passes it to another process through shared memory (`__reduce_ex__`: pickle protocol 5, buffers out of band) without
-a copy. The table of names uses `hash(bytes)`, whose key differs from process to process, so only a process forked
-from the same parent may build it for another.
+a copy. The table of names uses `hash(bytes)`, whose random key only a fork passes on, so a process can build it only
+for processes that are forks of the same parent.
 
 `policyd.tables` builds the tables, `policyd.core.hits` says what the numbers mean.
 """
@@ -151,7 +151,7 @@ class RangeTable:
 class NameTable:
     """Byte strings -> a number, as an open-addressing hash table in flat arrays.
 
-    `marks` has a byte for each slot: 0 for an empty slot, or seven other bits of its key's hash.
+    `marks` has a byte for each slot: 0 for an empty slot, else 0x80 plus seven bits of the key's hash.
     There are at least three times as many slots as keys. Most lookups find nothing, and most of these end at the first
     mark. Even the marks of a million keys are small enough for the processor's cache.
     """

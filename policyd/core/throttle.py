@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class MessageThrottle:
-    """Allows a message at most once in a given number of seconds, with a count of suppressed events.
+    """Allows one line in a given number of seconds, with a count of the events since the last line.
 
-    Call `line_for` for each event, and `due_line` from time to time. The first event gets its line at once; later
-    events share a line when the time is over.
+    Call `line_for` for each event, and `due_line` from time to time. The first event gets its line at once. Later
+    events share the next line, which has the message of the last event.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -17,13 +17,13 @@ class MessageThrottle:
         self._message = ""
 
     def line_for(self, message: str, now: float) -> str | None:
-        """Returns the line to write now; None if it is suppressed."""
+        """Returns the line to write now; None if the event has to wait for a later line."""
         self._unwritten += 1
         self._message = message
         return self.due_line(now)
 
     def due_line(self, now: float) -> str | None:
-        """Returns the line for suppressed events, if it is due; `now` in seconds of the monotonic clock."""
+        """Returns the line for events that wait, if it is due; `now` is in seconds of the monotonic clock."""
         if not self._unwritten or now - self._written_at < self._seconds:
             return None
         count, self._unwritten, self._written_at = self._unwritten, 0, now

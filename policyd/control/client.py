@@ -1,4 +1,4 @@
-"""Sends one request to a daemon over its control socket, and waits a limited time for the answer."""
+"""Sends a request to a daemon over its control socket, and waits for the answer for a limited time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
 
-# Seconds within which the daemon must answer. A reload reads every file; ten million entries take a minute.
+# Seconds within which the daemon must answer. A reload gets more: it reads every file, and ten million entries take a
+# minute.
 _SECONDS = 10.0
 _RELOAD_SECONDS = 900.0
 
-# Seconds before the next attempt if the daemon has too many peers.
+# Seconds before the next attempt if the control socket has too many connections.
 _PAUSE = 0.05
 
 
@@ -57,21 +58,22 @@ def _exchange(path: str, request: Request) -> bytes:
     while True:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                # connect(2) waits while the queue is full. With Python's own timeout it would fail at once (unix(7)).
+                # With this option, connect(2) waits while the daemon's queue of connections is full. With Python's own
+                # timeout it would fail at once (unix(7)).
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SECONDS), 0))
                 connection.connect(path)
                 connection.settimeout(_SECONDS)
                 connection.sendall(request.encode())
                 return _read_line(connection, began + seconds)
         except (ConnectionResetError, BrokenPipeError):
-            # Too many peers: the daemon closed this connection before it read the request.
+            # Too many connections: the daemon closed this one before it read the request.
             if time.monotonic() - began > _SECONDS:
                 raise
             time.sleep(_PAUSE)
 
 
 def _read_line(connection: socket.socket, deadline: float) -> bytes:
-    """Returns the line; it has no newline if it is too long or the daemon closed the connection too early."""
+    """Returns the line; without a newline if it is too long or the daemon closed the connection too early."""
     read = bytearray()
     while not read.endswith(b"\n") and len(read) <= MAX_ANSWER_BYTES:
         left = deadline - time.monotonic()

@@ -1,8 +1,7 @@
-"""Requests and answers of the control socket: one JSON object a line in each direction (docs/systemd.md, "Ask the
-daemon").
+"""Requests and answers of the control socket: a JSON object in a line (docs/systemd.md, "Ask the daemon").
 
-A request is `{"command": "reload", "data": true}`. The answer is `{"ok": true, ...}`, or `{"ok": false, "errors": []}`
-with a line for each error. Nothing here reads a socket.
+An example of a request is `{"command": "reload", "data": true}`. The answer is `{"ok": true, ...}`, or `{"ok": false,
+"errors": [...]}` with a text for each error. Nothing here reads a socket.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Maximum bytes of a request with its newline: a command and a host name, or the key of a counter.
+# Maximum bytes of a request, newline included: enough for a command with a host name or with the key of a counter.
 MAX_REQUEST_BYTES = 4096
 
 # Maximum bytes of an answer. The largest holds a rules file (64 MiB, policyd.config.files), at worst with escapes.
 MAX_ANSWER_BYTES = 160 << 20
 
-# Bytes of a long text that are encoded at a time, so that requests from Postfix do not wait for all of it.
+# Bytes of a long text that are encoded at a time, so that requests from Postfix do not wait for the whole text.
 _PIECE = 1 << 16
 
 
@@ -48,7 +47,7 @@ class Request:
     `reload`: with `data`, only list files and databases are read again.
     `forget`: `what` is an address or a name; with `greylist`, an address; with `counter`, a key of this counter, its
     parts separated by LF.
-    `status`: with `counter`, the answer has this counter's highest keys.
+    `status`: with `counter`, the answer has the keys of this counter with the highest values.
     `counted`: asks for the value that `counter` would have for one more request with the key `what`. `definition` is
     the counter's fingerprint in hexadecimal digits; `value` is the value that a counter of distinct values would count.
     """
@@ -62,7 +61,7 @@ class Request:
     definition: str = ""
 
     def encode(self) -> bytes:
-        """The request as a line."""
+        """Returns the request as a line."""
         fields: dict[str, Any] = {"command": self.command}
         if self.data:
             fields["data"] = True
@@ -122,12 +121,12 @@ def _parse_counted(fields: dict[str, Any], command: Command) -> Request:
 
 
 def encode(fields: dict[str, Any]) -> bytes:
-    """An object as a line."""
+    """Returns an object as a line."""
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 def encode_with_text(fields: dict[str, Any], name: str, text: memoryview) -> Iterator[bytes]:
-    """The pieces of a line with the object's fields and, last, a long text in UTF-8 under `name`."""
+    """Yields the pieces of a line: an object with these fields and, as its last field `name`, a long UTF-8 text."""
     decode = codecs.getincrementaldecoder("utf-8")().decode
     yield json.dumps(fields, separators=(",", ":"))[:-1].encode() + f',"{name}":"'.encode()
     for start in range(0, len(text), _PIECE):
@@ -136,5 +135,5 @@ def encode_with_text(fields: dict[str, Any], name: str, text: memoryview) -> Ite
 
 
 def failure(*errors: str) -> dict[str, Any]:
-    """The answer to a request that failed."""
+    """Returns the answer to a request that failed."""
     return {"ok": False, "errors": list(errors)}

@@ -1,4 +1,4 @@
-"""Finds the counters that count a request, and the key and value of each."""
+"""Finds the counters that count a request, and the key and value that each counts."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def counts_of(inquiry: Inquiry) -> list[Count]:
 
 
 def first_counts(ruleset: Ruleset, request: Request, owner: Owner | None = None) -> dict[str, int]:
-    """Returns the values of counters for a request that is the first of its kind: 1 for each that counts it.
+    """Returns the values of counters when a request is the first that they count: 1 for each counter that counts it.
 
-    An `owner` that is not given is looked up in the databases of the ruleset.
+    If `owner` is None, it is looked up in the databases of the ruleset.
     """
     inquiry = Inquiry(ruleset, request, NOTHING_KNOWN._replace(owner=owner), _ANY_DAY)
     return {counter.name: 1 for counter, _, _ in counts_of(inquiry)}

@@ -1,4 +1,4 @@
-"""Definitions of counters and of greylisting, and the key under which a request is counted."""
+"""Definitions of counters and of greylisting, and the keys under which requests are counted."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MAX_KEY_BYTES = 128
 # Bytes of a definition's fingerprint.
 FINGERPRINT_BYTES = 8
 
-_COLON = 0x3A  # searching for a number is ten times as fast as for b":"
+_COLON = 0x3A  # searching for a byte's number is ten times as fast as for b":"
 
 
 class Answered(Enum):
     """The requests that a counter counts, by their answer."""
 
     ANY = "any"
-    DUNNO = "DUNNO"  # requests that the ruleset let through
+    DUNNO = "DUNNO"  # only requests that the ruleset lets through
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class KeyPart:
 
     @property
     def maker(self) -> Maker:
-        """A function that returns the value of this part; if it is empty, the request is not counted."""
+        """A function that returns the value of this part; if the value is empty, the request is not counted."""
         match self.name:
             case "client_network":
                 return client_network if self.prefixes == (24, 64) else _network(self.prefixes)
@@ -68,7 +68,7 @@ class KeyPart:
                 return lambda request, _asn: fold_value(request.get(name))
 
     def parse(self, text: bytes) -> bytes:
-        """Parses a value for this part from a command line. Raises ValueError with a suggestion."""
+        """Parses the value of this part in a key from a command line. Raises ValueError with a suggestion."""
         if self.name not in {"client_network", "client_address"}:
             if self.name in {"sender_domain", "recipient_domain"}:
                 return fold_name(text)
@@ -85,9 +85,9 @@ class KeyPart:
 
 
 def _join(first: Maker, *others: Maker) -> Maker:
-    """A function that joins parts of a key by LF, which no attribute can hold; the key is empty if a part is empty.
+    """Returns a function that joins the parts of a key by LF, which no attribute can hold; empty if a part is empty.
 
-    It is a closure, which Python calls in half the time of a functools.partial.
+    The function is a closure, because Python calls a closure in half the time of a functools.partial.
     """
     if not others:
         return first
@@ -110,10 +110,10 @@ def client_network(request: Request, _asn: bytes = b"") -> bytes:
 
 
 def _network(prefixes: tuple[int, int]) -> Maker:
-    """A function that returns the network of these lengths that the client's address lies in; empty without an address.
+    """Returns a function that returns the client's network, with these prefix lengths; empty without an address.
 
-    An IPv4 address has only one form (policyd.core.address), so a network from /16 to /24 differs from it only in the
-    last two numbers: their 256 forms are prepared.
+    An IPv4 address has only one form (policyd.core.address), so the text of a network from /16 to /24 differs from the
+    address only in the last two numbers. The 256 possible endings are prepared.
     """
     prefix = prefixes[0]
     endings: dict[bytes, bytes] = {}
@@ -157,7 +157,7 @@ def _sender(request: Request, _asn: bytes) -> bytes:
 def network_of(address: Address, prefixes: tuple[int, int] = (24, 64)) -> bytes:
     """Returns the network that an address lies in, `192.0.2.0/24`; `prefixes` for IPv4 and IPv6.
 
-    For a request's own address `client_network` takes a third of the time.
+    For the client's address of a request, `client_network` takes a third of the time.
     """
     version, number = address
     if version == 4:
@@ -172,8 +172,9 @@ def network_of(address: Address, prefixes: tuple[int, int] = (24, 64)) -> bytes:
 class CounterDefinition:
     """One counter of a ruleset.
 
-    `distinct` is the attribute whose values are counted, None for a count of requests. `within` is the window in
-    seconds. `where` has its conditions as written: a counter keeps its counts while its definition does not change.
+    `distinct` is the attribute whose values are counted, None for a count of requests. `per` are the parts of the key.
+    `within` is the window in seconds. `where` has the conditions of `where:` as written, because the counts are kept as
+    long as the definition does not change.
     """
 
     name: str
@@ -189,7 +190,7 @@ class CounterDefinition:
 
     @functools.cached_property
     def fingerprint(self) -> bytes:
-        """Bytes that are the same on every host and change with the definition."""
+        """Bytes that identify the definition: the same on every host, and others if the definition changes."""
         parts = (self.name, str(self.distinct), *map(str, self.per), str(self.within), self.answered.value, *self.where)
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=FINGERPRINT_BYTES).digest()
 
@@ -205,11 +206,11 @@ class CounterDefinition:
 
     @functools.cached_property
     def make_key(self) -> Maker:
-        """A function that returns the key under which a request is counted, of any length; empty if a part is."""
+        """A function that returns the key under which a request is counted, not yet `bounded`; empty if a part is."""
         return _join(*(part.maker for part in self.per))
 
     def parse_key(self, text: bytes) -> bytes:
-        """Parses a key from a command line, each part in a line of its own. Raises ValueError with a suggestion."""
+        """Parses a key from a command line, with a line for each part. Raises ValueError with a suggestion."""
         parts = text.split(b"\n")
         if len(parts) != len(self.per):
             raise ValueError(f"a key of counter {self.name} is: {', '.join(map(str, self.per))}")
@@ -231,8 +232,8 @@ def bounded(text: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class GreylistSettings:
-    """Seconds from a first try to the earliest and to the latest retry, and for which a network is remembered."""
+    """Settings of greylisting, in seconds."""
 
-    wait: int = 5 * 60
-    retry_within: int = 24 * 3600
-    remember: int = 35 * 86400
+    wait: int = 5 * 60  # from a first try to the earliest retry that passes
+    retry_within: int = 24 * 3600  # from a first try to the latest retry that passes
+    remember: int = 35 * 86400  # for which a network that has passed is known after its last mail

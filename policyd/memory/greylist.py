@@ -1,9 +1,9 @@
 """Greylisting: whether a deferred client retries.
 
-The first mail from a client with a given sender and recipient is deferred. A client is known by two names, the
-registrable domain of its verified host name and its network. A retry is recognised by either, so a pool of mail servers
-is one client, and a DNS failure between two tries costs nothing. After a retry in time, only the network is remembered:
-a domain would let in all customers of a hoster after a retry by one of them.
+The first mail from a client with a given sender and recipient is deferred. A client has two names: its network, and the
+registrable domain of its verified host name. A retry is recognised by either name, so a pool of mail servers is one
+client, and a client loses nothing if DNS fails between two tries. After a retry in time, only the network is
+remembered: a domain would let in all customers of a hoster after a retry by one of them.
 
 The caller stores first tries and known networks, in two mappings; `judge` returns the result and the changes to store.
 """
@@ -27,8 +27,10 @@ class Client(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The result of one try, and the changes to store: the first tries of keys (Unix seconds), the keys that no longer
-    wait, and whether the network is known and was seen now.
+    """The result of one try, and the changes to store.
+
+    `first_tries` has keys with the times of their first tries (Unix seconds), `forget` the keys that no longer wait.
+    `network_seen` says that the network has passed, now or earlier, so that the time of this try is stored for it.
     """
 
     state: Greylisted

@@ -1,8 +1,8 @@
 """Sliding windows: how often something happened, or how many values were seen, in the last seconds.
 
 A window is cut into SLOTS parts, and is exact to one of them: an event counts for at least 59/60 of the window and for
-at most all of it. A slot is a number that grows with time, `slot_of(now, within)`; every method takes the current slot.
-If the clock is set back, events in later slots count as events of the current slot.
+at most all of it. A slot is a number that grows with time: `slot_of(now, within)`. Methods take the current slot
+instead of the time. If the clock is set back, events in later slots count as events of the current slot.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Number of parts of a window: docs/memory.md promises a sixtieth.
+# Number of parts of a window: docs/memory.md promises that windows are exact to a sixtieth.
 SLOTS = 60
 
 # Maximum number of values in a `distinct` window: one more than the largest number that a condition may compare with
 # (256), so that the condition is decided even if older values have been dropped.
 MAX_DISTINCT = 257
 
-# Bits of an entry for the events of its slot: the lower bits.
+# An entry of an EventWindow has its slot in the upper bits, and the number of events in these lower bits.
 _COUNT_BITS = 24
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 
@@ -31,14 +31,14 @@ def slot_of(now: float, within: float) -> int:
 
 
 class EventWindow:
-    """Counts events. A key that is seen once takes about 150 bytes."""
+    """Counts events. The window of a key with a single event takes about 150 bytes."""
 
     __slots__ = ("_events", "_older", "_total", "newest")
 
     def __init__(self) -> None:
         self.newest = -1  # the slot of the newest event; -1 if there is none
-        self._events = 0  # in that slot
-        self._older: array[int] | None = None  # slot << _COUNT_BITS | events, oldest first; most keys have none
+        self._events = 0  # in the newest slot
+        self._older: array[int] | None = None  # entries of older slots, oldest first; most keys have none
         self._total = 0
 
     def add(self, slot: int) -> int:
@@ -100,7 +100,7 @@ class DistinctWindow:
     __slots__ = ("_older", "_value", "charged", "newest")
 
     def __init__(self) -> None:
-        self.charged = 0  # the number of values that the memory has counted for this window
+        self.charged = 0  # the number of values that ProcessMemory counts as its entries for this window
         self.newest = -1  # the slot of the newest value; -1 if there is none
         self._value = b""  # the newest value
         self._older: dict[bytes, int] | None = None  # the slot in which each other value was last seen, oldest first

@@ -1,11 +1,13 @@
-"""The memory that requests use: that of a server if several hosts share one, else the process's own.
+"""The memory that requests use: that of a server if several hosts share a memory, else the process's own memory.
 
-A request is noted once, when it arrives (`note`). The process's own counters are increased at once, or only read if
-they count only requests that are let through. A shared server is asked in the same turn of the event loop.
-`Note.answer` passes results to the inquiry. `Note.finish` stores, after the answer, everything that depends on the
-decision; no request waits for it. If the server does not answer, the process's own memory does, and a client that it
-does not know passes greylisting: no failure of memory rejects or delays a mail. An inquiry refers to its note, but a
-note does not refer to its inquiry, so no request leaves a reference cycle to the garbage collector.
+`Memory.note` notes a request once, when it arrives. It increases the process's own counters at once, but only reads
+those that count only requests that are let through. It asks a shared server in the same turn of the event loop.
+`Note.answer` passes results to the inquiry. `Note.finish` stores, after the decision, everything that depends on it; no
+request waits for it.
+
+If the server does not answer, the process's own memory answers, and lets clients that it does not know pass
+greylisting: no failure of memory causes a reject or a deferral. An inquiry refers to its note, but a note does not
+refer to its inquiry, so no request leaves a reference cycle to the garbage collector.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from policyd.state.valkey import SharedMemory
 
 _NONE_COUNTED: Final[dict[str, int]] = {}
-_KNOWN: Final = Greylisted.KNOWN  # a member of an Enum takes 0.1 us to look up before Python 3.12
+_KNOWN: Final = Greylisted.KNOWN  # before Python 3.12, looking up an Enum member takes 0.1 us
 _DUNNO: Final = Verb.DUNNO
 
 
@@ -115,7 +117,7 @@ class Note:
     # --- What the decision needs ------------------------------------------------------------------------------------
 
     def answer(self, inquiry: Inquiry, needs: Needs) -> bool:
-        """Passes known facts that the inquiry needs to it. Returns whether there were any."""
+        """Passes to the inquiry the facts that it needs, as far as they are known. Returns whether any were."""
         if not needs.greylist or inquiry.greylist is not None:
             return False
         # A client without an address cannot be recognised later.
@@ -127,7 +129,7 @@ class Note:
         return []
 
     def finish(self, decision: Decision) -> None:
-        """Makes the counts that depend on the decision. No request waits for it."""
+        """Stores what depends on the decision: counts, and when a known network was seen. No request waits for it."""
         if decision.greylist is _KNOWN:
             self._memory.local.see_network(self._network, self._now)
         if self._late and decision.verb is _DUNNO:
@@ -135,7 +137,7 @@ class Note:
                 self._memory.local.add(*count, self._now)
 
     def _greylist(self, inquiry: Inquiry) -> Greylisted | None:
-        """Returns the result of greylisting; None as long as the client's name is unknown."""
+        """Returns the result of greylisting; None before the client's reverse DNS is known."""
         if inquiry.identity is None:
             return None
         settings = cast("GreylistSettings", inquiry.ruleset.greylist)
@@ -156,7 +158,7 @@ class SharedNote(Note):
         self._counts = counts
         self._remember = inquiry.ruleset.greylist.remember if inquiry.ruleset.greylist is not None else 0
         self._first_call: asyncio.Future[list[Result] | None] | None = None
-        self._keys: tuple[bytes, ...] = ()  # of first tries
+        self._keys: tuple[bytes, ...] = ()  # of the first tries that the second call asks for
         self._second_call: asyncio.Future[list[Result] | None] | None = None
         super().__init__(memory, inquiry, counts)
 
@@ -193,7 +195,7 @@ class SharedNote(Note):
         return pending
 
     def finish(self, decision: Decision) -> None:
-        """Makes the counts that depend on the decision, in the process and on the server."""
+        """Stores what depends on the decision, in the process and on the server."""
         super().finish(decision)
         writes = []
         if self._late and decision.verb is _DUNNO:
@@ -204,7 +206,7 @@ class SharedNote(Note):
             self._shared.ask(writes)
 
     def _is_seen_now(self) -> bool:
-        """Whether the server has the current second as the time of the client's network, so that no write is needed."""
+        """Whether the server already has the current second for the client's network, so that no write is needed."""
         found = self._first_call.result() if self._first_call is not None else None
         return found is not None and found[-1] == b"%d" % self._now
 
@@ -213,7 +215,7 @@ class SharedNote(Note):
         return Operation("set", network_key(self._network), self._remember, b"%d" % self._now)
 
     def _counter_values(self, found: list[Result] | None) -> dict[str, int]:
-        """The values of counters in the server's answer, or else the process's own."""
+        """The values of counters in the server's answer or, if there is no answer, the process's own values."""
         if found is None:
             self.is_local = True
             return self._values
@@ -225,8 +227,8 @@ class SharedNote(Note):
     def _greylist(self, inquiry: Inquiry) -> Greylisted | None:
         """Asks for first tries if the first call found that the network is not known.
 
-        Returns None as long as the server's answer or the client's name is unknown. After a failed call the server is
-        not asked again, so that a request waits for one timeout at most.
+        Returns None before the server has answered or the client's reverse DNS is known. After a failed call the server
+        is not asked again, so that a request waits for one failed call at most.
         """
         settings = cast("GreylistSettings", inquiry.ruleset.greylist)
         if self._first_call is not None and not self._first_call.done():
@@ -239,7 +241,7 @@ class SharedNote(Note):
         return self._first_tries(inquiry, settings) if inquiry.identity is not None else None
 
     def _first_tries(self, inquiry: Inquiry, settings: GreylistSettings) -> Greylisted | None:
-        """Judges by the first tries under the client's name and network; None as long as they are not known."""
+        """Judges by the first tries under the client's domain and network; None before the server has answered."""
         client = self._client(inquiry)
         keys = waiting_keys(client, *_envelope(inquiry))
         if self._second_call is None or keys != self._keys:
@@ -275,7 +277,7 @@ class SharedNote(Note):
         return verdict.state
 
     def _greylist_locally(self, inquiry: Inquiry, settings: GreylistSettings) -> Greylisted | None:
-        """Judges a try with the process's own memory, which lets through clients that it did not defer itself."""
+        """Judges a try with the process's own memory, which lets through clients that this process has not deferred."""
         self.is_local = True
         local = self._memory.local
         if local.knows_network(settings, self._network, self._now):

@@ -1,4 +1,4 @@
-"""Opens the shared memory that the settings name."""
+"""Opens the shared memory that the settings name, and reads its credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def shared_memory(settings: Settings) -> SharedMemory | None:
-    """Returns a client of the server that `state` names, None without the setting. The event loop must be running."""
+    """Returns a client of the server in the setting `state`, None without it. The event loop must be running."""
     server = settings.state
     if server is None:
         return None
@@ -35,10 +35,10 @@ def shared_memory(settings: Settings) -> SharedMemory | None:
 
 
 def credentials(path: str | None) -> tuple[str | None, str | None]:
-    """Returns user and password: the file's first and second line. With one line it is the password.
+    """Returns user and password: the first and second line of the file. A single line is the password.
 
-    A file that cannot be read is only a warning: the server will refuse the connection, and the process's own memory
-    answers.
+    If the file cannot be read, this logs only a warning: a server that needs a password will refuse the connection, and
+    then the process's own memory answers.
     """
     if path is None:
         return None, None
@@ -55,7 +55,7 @@ def credentials(path: str | None) -> tuple[str | None, str | None]:
 
 
 def credentials_problem(path: str) -> str:
-    """Returns the problem of a file of credentials, with the remedy; empty if there is none."""
+    """Returns the problem of a credentials file, with the remedy; empty if there is none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if Path(path).stat().st_mode & 0o077:

@@ -1,4 +1,4 @@
-"""Memory in the process: bounded; the least recently used key is dropped first."""
+"""Memory in the process. It is bounded: the least recently used keys are dropped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Changes:
 
 
 class MemoryTables(NamedTuple):
-    """The three tables of a memory: windows of counters, networks that have passed, waiting first tries."""
+    """The three tables of a memory: windows of counters; networks that have passed; first tries that wait."""
 
     windows: Mapping[bytes, Window]
     networks: Mapping[bytes, float]
@@ -49,16 +49,16 @@ class MemoryTables(NamedTuple):
 class ProcessMemory:
     """Counters and greylisting of one process.
 
-    At most `max_keys` entries in all: one for each key of a counter, each value of a `distinct`, and each network that
-    has passed. First tries may take another half of that number, and displace only each other: a flood of new senders
-    must not make the daemon forget its counts.
+    It has at most `max_keys` entries: one for each key of a counter, each value of a `distinct` counter, and each
+    network that has passed. In addition, there may be half as many first tries. They displace only each other: a flood
+    of new senders must not make the daemon forget its counts.
     """
 
     def __init__(self, max_keys: int) -> None:
         self.max_keys = max_keys
         self._max_waiting = max(1, max_keys // 2)
-        self.evicted = 0
-        # Counters by fingerprint and key; least recently used first.
+        self.evicted = 0  # keys dropped because of the limits
+        # Windows by the counter's fingerprint and key; the least recently used first.
         self._windows: OrderedDict[bytes, Window] = OrderedDict()
         self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with the time when last seen
         self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
@@ -80,7 +80,7 @@ class ProcessMemory:
             window = self._new_window(counter, full_key)
         else:
             self._windows.move_to_end(full_key)
-        slot = int(now * SLOTS / counter.within)  # slot_of, whose call takes as long as the rest
+        slot = int(now * SLOTS / counter.within)  # written out, because a call of slot_of takes as long as the rest
         if isinstance(window, EventWindow):
             return window.add(slot)
         count = window.add(slot, value or b"")
@@ -115,7 +115,7 @@ class ProcessMemory:
                 yield None
 
     def forget(self, counter: CounterDefinition, key: bytes) -> bool:
-        """Resets one key of a counter. Returns whether there was one."""
+        """Forgets a key of a counter. Returns whether the key was known."""
         window = self._windows.pop(counter.fingerprint + key, None)
         if window is None:
             return False
@@ -140,7 +140,7 @@ class ProcessMemory:
         return window
 
     def _evict(self) -> None:
-        """Drops the least recently used entries: first counters, because a network that passed is seen less often."""
+        """Drops the least recently used keys: first keys of counters, because networks are seen less often."""
         while self._entries > self.max_keys:
             if len(self._windows) > 1:
                 key, window = self._windows.popitem(last=False)
@@ -200,7 +200,7 @@ class ProcessMemory:
         return True
 
     def see_network(self, network: bytes, now: float) -> None:
-        """Remembers that a network has passed; its time begins again."""
+        """Remembers that a network has passed, and that it was last seen now."""
         networks = self._networks
         if network in networks:
             networks.move_to_end(network)

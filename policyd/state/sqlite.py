@@ -1,9 +1,9 @@
 """The state file: the process's memory in SQLite, so that a restart does not lose it.
 
-Promises that no request waits for the disk: changes are collected and written about once a second by a thread. SIGKILL
-loses at most two seconds. A file that is damaged, unreadable or from a newer version is moved aside, and a file that
-another process has locked is not used; mail goes on in every case. If the disk is full, the file is not written, and
-the memory keeps working.
+Promises that no request waits for the disk: changes are collected, and a thread writes them about once a second.
+SIGKILL loses at most the changes of two seconds. A file that is damaged, unreadable or from a newer version is moved
+aside, and a file that another process has locked is not used; mail goes on in every case. If the disk is full, the file
+is not written, and the memory keeps working.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Signals that only the main thread receives, because it removes their handlers in order at the end.
+# Signals that the writing thread blocks. The main thread blocks them when it removes their handlers at the end; then
+# this thread must not receive one, because that would end the process.
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The version of the tables, in SQLite's user_version.
@@ -44,7 +45,7 @@ VERSION = 1
 # Seconds between writes.
 WRITE_SECONDS = 1.0
 
-# Seconds between tries to write after a failure: each try prepares all changes again.
+# Seconds between tries to write after a failure: more than WRITE_SECONDS, because each try prepares all changes again.
 RETRY_SECONDS = 10.0
 
 # Seconds between lines that say why the file cannot be written.
@@ -78,7 +79,7 @@ class _Batch(NamedTuple):
 
 
 class StateFile:
-    """The file that keeps a memory. Call `load` before the first request, await `run` while requests are served, and
+    """The file that keeps a memory. Call `load` before the first request, run `run` while requests are served, and call
     `close` at the end.
     """
 
@@ -90,13 +91,13 @@ class StateFile:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._writes_all = False  # the next write replaces all rows, because not every change is known
-        # One thread: a write goes on after its task was cancelled, and must be complete before the next write or the
+        # One thread, because a write goes on after its task was cancelled, and must end before the next write or the
         # close begins.
         self._thread = ThreadPoolExecutor(1, "state-file", signal.pthread_sigmask, (signal.SIG_BLOCK, _SIGNALS))
         self._complaint = MessageThrottle(COMPLAINT_SECONDS)
 
     def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:
-        """Opens the file and reads the keys of these definitions. Raises nothing: logs a warning instead."""
+        """Opens the file and reads the entries that these definitions still use. Logs failures, and raises nothing."""
         try:
             self._open()
             self._read({counter.fingerprint: counter for counter in counters}, greylist)
@@ -122,13 +123,13 @@ class StateFile:
         self.is_used, self.why = True, ""
 
     async def run(self) -> None:
-        """Writes changes about once a second, for ever."""
+        """Writes changes about once a second, or less often after a failure, as long as the file is used."""
         while self.is_used:
             await asyncio.sleep(RETRY_SECONDS if self.why else WRITE_SECONDS)
             await self.write()
 
     async def write(self) -> None:
-        """Writes changed keys. After a failure, or if this is cancelled, they are written the next time."""
+        """Writes changed keys. After a failure or a cancellation they are written the next time."""
         changes = Changes(*self._memory.tables()) if self._writes_all else self._memory.changes
         if not changes or self._connection is None:
             return
@@ -138,7 +139,7 @@ class StateFile:
             await self._in_thread(partial(self._write, batch, replaces_all=self._writes_all))
         except BaseException as error:
             self._memory.changes |= changes
-            if len(self._memory.changes) > 2 * self._memory.max_keys:  # removed keys would accumulate
+            if len(self._memory.changes) > 2 * self._memory.max_keys:  # because removed keys accumulate
                 self._writes_all, self._memory.changes = True, Changes()
             if not isinstance(error, sqlite3.Error):
                 raise
@@ -172,7 +173,7 @@ class StateFile:
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the end: one process, one file
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # no other process may use the file until `_close`
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -236,7 +237,7 @@ class StateFile:
         for key, first in reversed(rows):
             if now - greylist.retry_within <= first <= now:
                 memory.restore_waiting(key, first)
-        # Rows that were not read would stay for ever.
+        # Rows without an entry in the memory, such as those of expired entries, would stay for ever.
         connection.execute("BEGIN IMMEDIATE")
         tables = memory.tables()
         for table, kept in (("windows", tables.windows), ("networks", tables.networks), ("waiting", tables.waiting)):
@@ -247,7 +248,7 @@ class StateFile:
     # --- Writing ----------------------------------------------------------------------------------------------------
 
     async def _batch(self, changes: Changes) -> _Batch:
-        """Makes rows of changed keys, some keys in each turn of the event loop."""
+        """Makes the rows of changed keys, KEYS_A_TURN in each turn of the event loop."""
         tables, now = self._memory.tables(), self._clock()
         batch = _Batch([], [], {"networks": [], "waiting": []}, {"networks": [], "waiting": []})
         for place, key in enumerate(changes.windows):

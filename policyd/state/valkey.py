@@ -1,18 +1,18 @@
 """Memory shared by several hosts, in Valkey or Redis.
 
-Promises that no call takes longer than twice the timeout, and that a failure returns None: the caller then uses the
-memory of the process. No call is sent twice, because a failed call may have been carried out. A failed call ends the
-connection, so a late answer is never read as the answer of the next call.
+Promises that no request waits longer than twice the timeout for an answer, and that a failure returns None: the caller
+then uses the memory of the process. No call is sent twice, because a failed call may have been carried out. A failed
+call ends the connection, so a late answer is never read as the answer to the next call.
 
-The operations of all requests in one turn of the event loop go into one call of one script, and requests that arrive
-before its answer share the next call: each call has a fixed cost of some 100 us.
+The operations of all requests in one turn of the event loop go into one call of a script, and those of requests that
+arrive before its answer share the next call, because each call has a fixed cost of some 100 us.
 
 After MAX_FAILURES in a row the server counts as away. Then only a probe asks it, once a second, until a probe succeeds.
 The probe is a write, because a full server still answers PING and GET.
 
 The script's first write is one that a full server refuses (HINCRBY, ZADD, SET), never one that it accepts (EXPIRE,
-DEL): after its first write a script is not refused any more, and would let a full server grow. The script has no
-`#!lua` line, because with one a full server would refuse it even if it only reads.
+DEL): once a script has written, a full server refuses none of its further writes, and would grow. The script has no
+`#!lua` line, because with such a line a full server would refuse the script even if it only reads.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ COMPLAINT_SECONDS = 60.0
 # Maximum number of operations in one call: some milliseconds of the server's time, in which it serves no other client.
 MAX_BATCH = 500
 
-# Maximum number of operations that wait for the call before them. Above it the process's own memory answers: a server
-# that takes 50 ms for a call cannot serve more.
+# Maximum number of operations without an answer yet. Above it the process's own memory answers: these are ten calls,
+# half a second for a server that takes 50 ms for a call.
 MAX_WAITING = 5000
 
 # Each operation has three arguments: kind, seconds, value. The answer is one text, because a list takes ten times as
-# long: `policyd`, then a word for each operation: a number; `-` if a key does not exist, `?` if its value is unusable.
-# A counter's key gets a new expiry only with each new slot of its window, which is enough: no slot outlives it.
+# long. It has `policyd`, then a word for each operation: a number, `-` if the key does not exist, or `?` if its value
+# is unusable. A counter's key gets a new expiry only with a new slot or value. That is enough, because the expiry is
+# longer than the window.
 _SCRIPT = f"""
 local slots, most = {SLOTS}, {MAX_DISTINCT}
 local time = redis.call('TIME')
@@ -127,14 +128,14 @@ return 'policyd ' .. table.concat(found, ' ')
 
 
 class _Waiting(NamedTuple):
-    """Operations that wait for their call; the future gets their results, or None if there is no answer."""
+    """Operations that wait for their call. The future gets their results, or None if there is no answer."""
 
     operations: Sequence[Operation]
     future: asyncio.Future[list[Result] | None]
 
 
 class StateCounters:
-    """Counters of the shared memory since the start of the daemon."""
+    """Counts of the calls to the server, of the failed ones, and of the seconds that calls took; since the start."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -148,10 +149,8 @@ class SharedMemory:
     `timeout` is in seconds, for each call; `name` is how the server appears in messages, without any password.
     """
 
-    def __init__(
-        self, connection: AbstractConnection, name: str, timeout: float, counters: StateCounters | None = None
-    ) -> None:
-        self.counters = counters if counters is not None else StateCounters()
+    def __init__(self, connection: AbstractConnection, name: str, timeout: float) -> None:
+        self.counters = StateCounters()
         self.name = name
         self.is_up = True  # False after MAX_FAILURES failures in a row
         self.why = ""  # the last failure
@@ -310,7 +309,7 @@ def _pack_kind(kind: str, seconds: int) -> bytes:
 
 
 def _parse(answer: object, operations: Sequence[Operation]) -> list[Result]:
-    """Returns the results in the script's answer. Raises ValueError for anything else."""
+    """Returns the results in the script's answer. Raises ValkeyError or ValueError for anything else."""
     first, *words = answer.split(b" ") if isinstance(answer, bytes) else [b""]
     if first != b"policyd" or len(words) != len(operations):
         raise ValkeyError("UNFIT")
@@ -320,7 +319,7 @@ def _parse(answer: object, operations: Sequence[Operation]) -> list[Result]:
     ]
 
 
-# Meaning and remedy of each error code (in Redis and Valkey, the first word of an error).
+# Meaning and remedy of each error code: the first word of an error of Redis or Valkey. UNFIT is policyd's own code.
 _CODES = {
     "OOM": "it is full; raise maxmemory, or set maxmemory-policy to volatile-ttl",
     "NOAUTH": "it wants a password; set state_credentials",
@@ -346,13 +345,13 @@ _CLASSES: tuple[tuple[type[ValkeyError], str], ...] = (
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """Returns the cause of an error and the remedy; never quotes the server."""
+    """Returns the cause of an error, and the remedy if there is one; never quotes the server."""
     if isinstance(error, TimeoutError | ValkeyTimeoutError):
         return f"no answer within {timeout * 1000:.0f} ms (state_timeout)"
     if isinstance(error, ValueError | RecursionError):
         return _CODES["UNFIT"]
     cause: BaseException | None = error
-    while cause is not None:  # a connection error has the reason as its cause
+    while cause is not None:  # the reason of a connection error is in its __cause__ or __context__
         word = "NOAUTH" if "Authentication required" in str(cause) else str(cause).split(" ", 1)[0]
         if word not in _CODES:
             word = next((code for kind, code in _CLASSES if isinstance(cause, kind)), "")
@@ -375,7 +374,7 @@ def connection_of(
     password: str | None = None,
     timeout: float,
 ) -> AbstractConnection:
-    """Returns a connection to a server at HOST:PORT, or at a unix socket's path, that never tries again by itself.
+    """Returns a connection to a server at HOST:PORT or at a unix socket. The connection never retries by itself.
 
     `timeout` is for connecting, in seconds; each call has its own timeout.
     """

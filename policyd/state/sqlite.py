@@ -237,7 +237,7 @@ class StateFile:
         for key, first in reversed(rows):
             if now - greylist.retry_within <= first <= now:
                 memory.restore_waiting(key, first)
-        # Rows without an entry in the memory, such as those of expired entries, would stay for ever.
+        # Rows that are not in the memory now, such as expired ones, would stay for ever.
         connection.execute("BEGIN IMMEDIATE")
         tables = memory.tables()
         for table, kept in (("windows", tables.windows), ("networks", tables.networks), ("waiting", tables.waiting)):

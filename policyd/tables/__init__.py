@@ -1,1 +1,1 @@
-"""Builds the tables of a ruleset from lists, keeps them from load to load, and patches them."""
+"""Builds the tables of a ruleset from lists, and keeps or patches them when the ruleset is loaded again."""

@@ -1,8 +1,8 @@
-"""Builds the tables of `policyd.core.tables` from lists of entries, without an object for each entry.
+"""Builds the tables of `policyd.core.tables` from lists of entries.
 
 A number in a table stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry.
 `policyd.core.hits` maps masks to conditions afterwards, so a table of the same lists serves other rules unchanged.
-Lists that the same conditions use may share a bit; they are a group.
+A *group* is a list, or several lists that share a bit because the same conditions use them.
 
 Networks: each group becomes its *toggles*, the ascending addresses at which its coverage begins or ends. One sorted
 pass over the toggles of all groups gives the ranges. Names go into the hash table in the order in which they come.
@@ -33,7 +33,8 @@ MAX_COMBINATIONS = 4096
 # Number of parts in which the toggles of all lists are sorted; only one part at a time consists of integer objects.
 _PARTS = 64
 
-# Number of names above which a table has four slots for each. Smaller tables have sixteen, with fewer collisions.
+# Number of names above which a table has at least four slots for each name. Smaller tables have at least sixteen, with
+# fewer collisions.
 _MANY_NAMES = 20_000
 
 
@@ -72,7 +73,7 @@ class Toggles(NamedTuple):
 
 
 def toggles_of(networks: Iterable[Networks], repeated: Repetitions) -> Toggles:
-    """The toggles of the union of these networks; counts those that occur more than once."""
+    """The toggles of the union of these networks. Adds repetitions of a network to `repeated`."""
     found = Toggles(array("I"), [])
     collections = [*networks]
     _toggle(sorted(chain.from_iterable(collection.v4 for collection in collections)), 4, found.v4, repeated)
@@ -81,7 +82,7 @@ def toggles_of(networks: Iterable[Networks], repeated: Repetitions) -> Toggles:
 
 
 def _toggle(keys: list[int], version: int, toggles: array[int] | list[int], repeated: Repetitions) -> None:
-    """Appends the toggles of `keys`: packed networks, sorted by first address, the widest first.
+    """Appends the toggles of `keys`: packed networks, sorted by first address, then from the widest to the narrowest.
 
     The end of the address space is not a toggle.
     """
@@ -195,7 +196,7 @@ class NamesBuilder:
         self._numbers = array("I")
 
     def add(self, names: Iterable[bytes], bit: int, repeated: Repetitions, dot: bytes = b"") -> None:
-        """Adds the bit to the mask of each name. Records names that have it already in `repeated`, with `dot` in front.
+        """Adds the bit to the mask of each name. A name that already has the bit is put into `repeated`, after `dot`.
 
         Raises TooManyCombinationsError, and ValueError beyond 4 GiB of names.
         """
@@ -237,7 +238,7 @@ class NamesBuilder:
     def masks(self) -> list[int]:
         """The mask of each number; 0 for masks that names had only during building, so that no Hits are made of them.
 
-        A name in 800 lists had 799 such masks, with 400 lists each on average.
+        A name in 800 lists had 799 such masks, which stand for 400 lists on average.
         """
         in_use = set(self._numbers)
         return [mask if number in in_use else 0 for number, mask in enumerate(self._masks.all)]
@@ -247,7 +248,7 @@ class NamesBuilder:
 
 
 class ListTable(NamedTuple):
-    """A table of long lists with the mask of each of its numbers, as in `BuiltTable`."""
+    """A table of long lists, and the mask that each number in it stands for (`BuiltTable` describes the bits)."""
 
     table: RangeTable | NameTable
     masks: list[int]
@@ -255,7 +256,7 @@ class ListTable(NamedTuple):
 
 
 def group_by_users(sources: Iterable[Source]) -> list[list[Source]]:
-    """Sources that the same conditions use, together."""
+    """Groups the sources that the same conditions use."""
     groups: dict[tuple[Kind, frozenset[int]], list[Source]] = {}
     for source in sources:
         groups.setdefault((source.kind, source.users), []).append(source)
@@ -263,7 +264,7 @@ def group_by_users(sources: Iterable[Source]) -> list[list[Source]]:
 
 
 def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) -> tuple[list[Buffer], list[int]]:
-    """The parts of the table of these groups, and its masks; sets `repeated` of long lists that share no bit.
+    """The parts of the table of these groups, and its masks. Sets `repeated` of each long list that shares no bit.
 
     Raises TooManyCombinationsError beyond `limit`, ValueError if there are more than 4 GiB of names.
     """
@@ -284,9 +285,9 @@ def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) ->
 
 
 def build_list_table(subject: str, sources: Sequence[Source]) -> ListTable:
-    """Builds the table of long lists. Each list has a bit, so that the table serves other rules too.
+    """Builds the table of long lists. No lists share a bit, so that the table serves other rules too.
 
-    If that makes too many combinations, lists that the same conditions use share a bit.
+    If that makes too many combinations, lists that the same conditions use share a bit after all.
     """
     del subject
     groups = [[source] for source in sources]
@@ -304,7 +305,7 @@ def table_of(parts: Sequence[Buffer]) -> RangeTable | NameTable:
 
 
 def split_dotted(names: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """The names without a leading dot; then the names with one, without it."""
+    """Returns the names without a leading dot; then the names that had one, with the dot removed."""
     if b"\n." not in b"\n" + b"\n".join(names):
         return names, ()
     plain = [name for name in names if not name.startswith(b".")]
@@ -329,7 +330,7 @@ def _networks(entries: Entries) -> Iterator[Networks]:
 
 
 def plain_entries(entries: Entries) -> PlainEntries:
-    """The entries; for a long list a copy with an object for each entry."""
+    """The entries; those of a long list are read into one collection."""
     if not isinstance(entries, LongList):
         return entries
     networks = Networks()
@@ -364,7 +365,7 @@ def build_tables(
     sources: Sequence[Source],
     make_list_table: Callable[[str, Sequence[Source]], ListTable] = build_list_table,
 ) -> Iterator[BuiltTable]:
-    """Yields the table of an attribute's long lists and the table of its other entries, if there are any."""
+    """Yields the table of an attribute's long lists, if it has any, then that of its other entries, if it has any."""
     long = {source.entries.key: source for source in sources if isinstance(source.entries, LongList)}
     short = group_by_users(source for source in sources if not isinstance(source.entries, LongList))
     if long:

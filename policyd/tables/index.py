@@ -52,11 +52,11 @@ class Source(NamedTuple):
 
 
 class BuiltTable(NamedTuple):
-    """A table with the combination of sources (`masks`) of each of its numbers.
+    """A table; for each number in it, the mask of the sources that it stands for; and the sources.
 
     In a table of networks, the source at place n has the bit 1 << n. In a table of names it has two bits: 1 << 2n for
     entries, and 1 << 2n + 1 for entries with a leading dot, which stand only for the names under them. A place is None
-    if nothing uses it.
+    if no condition uses its list.
     """
 
     table: RangeTable | NameTable
@@ -91,7 +91,7 @@ def build_index(
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
     conditions |= {c.number: c for where in counter_conditions for c in where}
-    # A rule with an empty list never matches, so it is not filed, and causes no lookups.
+    # A rule with an empty list in its match never matches, so it is not filed, and causes no lookups.
     filed_under = {
         _narrowest_condition(rule, entries).number: rule.number for rule in rules if not _has_empty(rule, entries)
     }
@@ -108,7 +108,7 @@ def build_index(
 
     lookups: list[Lookup] = []
     lookup_of = [0] * len(conditions)
-    # Networks last: the memory of their million temporary integers cannot be reused by the other tables.
+    # Networks last: the other tables could not reuse the memory of their temporary integers, up to a million.
     for (subject, kind), family in sorted(families.items(), key=lambda item: item[0][1] is Kind.NETWORK):
         for condition in family:
             lookup_of[condition.number] = len(lookups)
@@ -208,7 +208,7 @@ def _buckets(
 def _list_users(
     numbers: Sequence[int], exempting: Sequence[int], plans: Sequence[Plan], *, is_filed: bool
 ) -> tuple[ListUsers, ...]:
-    """Each DNS list that these rules use, with its rules; `is_filed` if they are filed under `listed`."""
+    """Each DNS list that these rules use, with its rules. `is_filed` says that the rules are filed under `listed`."""
     users: dict[str, list[int]] = {}
     filed: dict[str, list[int]] = defaultdict(list)
     for number in numbers:
@@ -249,7 +249,7 @@ def _narrowest_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -
 _WITH_ENTRIES = frozenset({Kind.NETWORK, Kind.NAME, Kind.DOMAIN, Kind.VALUE, Kind.EXPRESSION})
 
 
-# Attributes with the same value in most requests.
+# Attributes with few different values, so that each value is that of many requests.
 _FEW_VALUES = frozenset(
     {"request", "protocol_state", "protocol_name", "encryption_protocol", "policy_context", "country"}
 )
@@ -284,7 +284,7 @@ def _breadth(condition: Condition, collections: Sequence[Entries]) -> int:
 
 
 def _has_wide(networks: Entries) -> bool:
-    """Whether there is a network that covers much of the Internet. Long lists count as having none."""
+    """Whether there is a network that covers much of the Internet; False for a list of 1,000 networks or more."""
     return (
         isinstance(networks, Networks)
         and len(networks) < 1000
@@ -293,7 +293,10 @@ def _has_wide(networks: Entries) -> bool:
 
 
 def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[Source]:
-    """Each collection once for each kind of condition that uses it; a long list once, even if it is several objects."""
+    """Makes a source of each collection and each kind of condition that uses it.
+
+    A long list is one collection, even if there are several objects for it.
+    """
     users: dict[tuple[Hashable, Kind], tuple[Entries, set[int]]] = {}
     for condition in family:
         for collection in entries[condition.number]:
@@ -359,7 +362,7 @@ def _comparison(entry: str) -> tuple[str, int]:
 
 
 def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:
-    """Each entry with the conditions that it satisfies."""
+    """Each entry with the conditions that use it."""
     users: dict[Any, set[int]] = defaultdict(set)
     for source in sources:
         assert not isinstance(source.entries, Networks | LongList)
@@ -382,7 +385,7 @@ def _range_tables(
 def _name_tables(
     subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
 ) -> Iterator[tuple[NameTable, HitsByNumber, HitsByNumber]]:
-    """Tables with the hits of each number for the name itself, and for the names under it."""
+    """Yields each table with the hits of its numbers: for the name itself, and for the names under it."""
     for table, masks, places in make_tables(subject, sources):
         assert isinstance(table, NameTable)
         exact: list[frozenset[int]] = []

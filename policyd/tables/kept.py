@@ -1,8 +1,8 @@
-"""Keeps tables of long lists beyond their ruleset: in sealed memory files, each with a record of its content.
+"""Keeps tables of long lists for the next ruleset: in sealed memory files, each with a record of its content.
 
-A load gets the tables of the ruleset in force and uses each as it is, patched, or built again, so its cost depends on
-what has changed. Digests of the lists' bytes, never their dates, decide whether a table has the right content. A table
-is built again if too much of it is unused or changed, or if it has too many patches or combinations.
+A load gets the tables of the ruleset in force. It uses each as it is, patches it, or builds it again, so its cost
+depends on what has changed. Digests of the lists' bytes, never their dates, decide whether a table has the right
+content. A table is built again if too much of it is unused or changed, or if it has too many patches or combinations.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from policyd.tables.index import Source
     from policyd.tables.patch import Difference
 
-# A table and each of its arrays begin on a cache line of the memory file.
+# Bytes of a cache line. Each array in a memory file begins at a multiple of this.
 ALIGNMENT = 64
 
-# Maximum number of patches of a table. Then it is built again, without the combinations and names that no list has any
-# more.
+# Maximum number of patches of a table. After them it is built again, without the combinations and names that no list
+# has any more.
 MAX_PATCHES = 50
 
 # Maximum share of entries in lists that have changed or that no rule uses any more, as 1/N.
@@ -59,7 +59,7 @@ class KeptList:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Contents of a memory file: what the table is for, its arrays (start, bytes), and what its numbers mean."""
+    """Describes a memory file: the use of its table, its arrays (start, length in bytes), and what its numbers mean."""
 
     family: Family
     layout: tuple[tuple[int, int], ...]
@@ -69,7 +69,7 @@ class Record:
 
 
 class TableFile:
-    """A table in a sealed memory file (memfd_create(2)). Takes ownership of the descriptor."""
+    """A table in a sealed memory file (memfd_create(2)). The descriptor stays open."""
 
     def __init__(self, descriptor: int, record: Record) -> None:
         self.descriptor = descriptor
@@ -82,9 +82,10 @@ class TableFile:
 def write_parts(
     parts: list[list[Buffer]], finish: Callable[[Sequence[memoryview[int]]], None] | None = None
 ) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Writes the parts of a table, each in pieces, to a memory file; frees each part as soon as it is written.
+    """Writes the parts of a table, each given in pieces, to a memory file. Returns its descriptor and layout.
 
-    `finish` may change the parts in place, before the file is sealed. Returns descriptor and layout.
+    `parts` is emptied, so that each part is freed as soon as it is written. `finish` may change the parts in the file
+    before it is sealed.
     """
     descriptor = os.memfd_create("policyd-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     layout = []
@@ -111,8 +112,8 @@ def write_parts(
 class TableStore:
     """The tables of the ruleset in force, and those of the new ruleset.
 
-    `kept` are the former; `used` are the latter, in the order in which they were made. `differences` has, by the file's
-    path, the numbers of entries added to and removed from patched lists.
+    `kept` has the former; `used` has the latter, in the order in which they were made. `differences` has the numbers of
+    entries added to and removed from the changed lists of patched tables, by the path of the list.
     """
 
     kept: Sequence[TableFile] = ()
@@ -124,7 +125,7 @@ class TableStore:
         return {kept_list.key: kept_list.length for file in self.kept for kept_list in file.record.lists}
 
     def reuse_summary(self) -> tuple[str, ...]:
-        """Returns a line about the long lists whose tables were used again; nothing if there are none."""
+        """Returns a line that says how many long lists have not changed; no line if all have."""
         before = {kept_list.key for file in self.kept for kept_list in file.record.lists}
         lists = {kept_list.key for file in self.used for kept_list in file.record.lists}
         again = len(lists & before)
@@ -188,7 +189,7 @@ class TableStore:
 
 
 def _build(family: Family, sources: Sequence[Source]) -> TableFile | None:
-    """A new table with a place for each list; None if these have too many combinations."""
+    """Builds a table in which no lists share a bit; None if that makes too many combinations."""
     try:
         parts, masks = build_table([[source] for source in sources], MAX_COMBINATIONS)
     except TooManyCombinationsError:

@@ -1,8 +1,8 @@
 """Patches a table of long lists if a few lists have changed, instead of building it again.
 
-The old entries of a list, and those of other lists, are read from the table. A patched table gives the same answers as
-a table built from all lists. Its combinations may have different numbers, and names that no list has any more stay in
-it with the number 0.
+The old entries of changed lists, and the entries of unchanged lists, are read from the table. A patched table gives the
+same answers as a table built from all lists. Its combinations may have different numbers, and names that no list has
+any more stay in it with the number 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NotPatchableError(Exception):
 
 
 class Difference(NamedTuple):
-    """The numbers of entries added to and removed from a list. Networks count as the ranges that they form."""
+    """The numbers of entries added to and removed from a list. For networks, the ranges that they form are counted."""
 
     added: int
     removed: int
@@ -49,9 +49,9 @@ class Difference(NamedTuple):
 
 
 def patch_ranges(
-    table: RangeTable, masks: Masks, changes: Mapping[int, LongList | None]
+    table: RangeTable, masks: Masks, changes: Mapping[int, LongList]
 ) -> tuple[list[Buffer], dict[int, Difference]]:
-    """Replaces the list at each place of `changes`, or empties it for None; returns the new parts and the differences.
+    """Replaces the list at each place of `changes`. Returns the parts of the patched table, and the differences.
 
     Adds new combinations to `masks`. Raises TooManyCombinationsError.
     """
@@ -73,15 +73,14 @@ def patch_ranges(
     return parts, differences
 
 
-def _toggles(changed: LongList | None) -> Toggles:
-    blocks = () if changed is None else changed.read()
-    return toggles_of((block for block in blocks if isinstance(block, Networks)), Repetitions())
+def _toggles(changed: LongList) -> Toggles:
+    return toggles_of((block for block in changed.read() if isinstance(block, Networks)), Repetitions())
 
 
 def _patch(
     starts: Sequence[int], numbers: memoryview[int], masks: Masks, new: Mapping[int, Sequence[int]]
 ) -> tuple[tuple[Sequence[int], array[int]] | None, dict[int, Difference]]:
-    """The patched starts and numbers, None if nothing changes; and the difference of each list."""
+    """Returns the patched starts and numbers, or None if nothing changes; then the difference of each list."""
     flips: list[tuple[int, int]] = []
     differences = {}
     for place, toggles in new.items():
@@ -111,7 +110,9 @@ def _ranges(toggles: Sequence[int]) -> Iterable[tuple[int, int]]:
 def _flip(
     starts: Sequence[int], numbers: memoryview[int], masks: Masks, flips: Sequence[tuple[int, int]]
 ) -> tuple[Sequence[int], array[int]]:
-    """Flips a bit in ranges: the first flip begins a range, the second ends it, and so on."""
+    """Flips bits in ranges. `flips` has (address, bit). For each bit, the first flip begins a range, the second ends
+    it, and so on.
+    """
     is_v6 = not isinstance(starts, memoryview)
     new_starts: list[int] | array[int] = [] if is_v6 else array("I")
     new_numbers = array("I")
@@ -151,16 +152,16 @@ def _flip(
 
 
 class NamesPatch(NamedTuple):
-    """Changes for a copy of a table of names: new numbers of its names, and names to insert."""
+    """Changes that turn a copy of a table of names into the patched table."""
 
-    numbers: array[int]
-    added: dict[bytes, int]  # with their numbers
+    numbers: array[int]  # of the names in the table
+    added: dict[bytes, int]  # names to insert, with their numbers
 
 
 def patch_names(
-    table: NameTable, masks: Masks, changes: Mapping[int, Source | None]
+    table: NameTable, masks: Masks, changes: Mapping[int, Source]
 ) -> tuple[NamesPatch, dict[int, Difference]]:
-    """Finds the patch that replaces the list at each place of `changes`, or empties it for None; and the differences.
+    """Finds the patch that replaces the list at each place of `changes`, and the differences.
 
     Adds new combinations to `masks`. Raises NotPatchableError, TooManyCombinationsError.
     """
@@ -210,16 +211,14 @@ def _place_of(name: bytes, table: NameTable) -> int:
     return -1
 
 
-def _names(source: Source | None, *, dotted: bool) -> Iterable[bytes]:
-    if source is None:
-        return
+def _names(source: Source, *, dotted: bool) -> Iterable[bytes]:
     for block in blocks_of(source.entries):
         plain, with_dot = split_dotted(block) if source.kind is Kind.DOMAIN else (block, ())
         yield from with_dot if dotted else plain
 
 
 def names_parts(table: NameTable, patch: NamesPatch) -> list[list[Buffer]]:
-    """The parts of the patched table, each in pieces; the added names are not yet in the first two of them."""
+    """The parts of the patched table, each in pieces. `insert_names` must still put the added names into slots."""
     marks, places, ends, keys, _ = table.parts
     added = patch.added
     more_ends = array("I")
@@ -231,7 +230,7 @@ def names_parts(table: NameTable, patch: NamesPatch) -> list[list[Buffer]]:
 
 
 def insert_names(marks: memoryview[int], places: memoryview[int], patch: NamesPatch) -> None:
-    """Puts the added names into slots; `marks` and `places` are the first two parts of the patched table."""
+    """Puts the added names into slots: `marks` and `places` are the first two parts of the patched table."""
     mask = len(marks) - 1
     for place, name in enumerate(patch.added, len(patch.numbers)):
         key_hash = hash(name)

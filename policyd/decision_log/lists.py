@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def format_answers(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
-    """Returns the answers of the lists that were asked, sorted by name."""
+    """Returns the words of `lists=`: the answers of the lists that were asked, sorted by name."""
     if isinstance(answers, ListAnswers):
         if answers.shown is None:
             answers.shown = _format_all(answers)
@@ -39,7 +39,7 @@ def _format_answer(name: str, answer: ListAnswer) -> bytes:
 
 
 def parse_answers(words: Iterable[bytes]) -> dict[str, ListAnswer]:
-    """Returns the answers in a line. Words of another form are skipped, such as the `...` of a cut value."""
+    """Parses the words of `lists=`. Words of another form are skipped, such as the `...` of a cut value."""
     answers = {}
     for word in words:
         name, _, answer = word.decode("ascii", "replace").partition(":")

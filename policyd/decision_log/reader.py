@@ -1,8 +1,8 @@
 """Reads policyd's decision log in both formats, also inside lines of syslog or the journal.
 
-Promises that any line gives a `LoggedDecision` or None, never an exception. Values are the bytes that the client sent,
-with escapes undone; long values were cut when they were logged, and end in `...`. `policyd.decision_log.record`
-and docs/decision-log.md describe the format.
+Promises that any line gives a `LoggedDecision` or None, never an exception. Escapes are undone, so values are the bytes
+that the client sent; long values were cut when they were logged, and end in `...`. `policyd.decision_log.record`
+and docs/decision-log.md describe the formats.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _PROBE_INSTANCE = b"policyd-doctor"
 class LoggedDecision(NamedTuple):
     """One line of the decision log.
 
-    `time` is as written (RFC 3339). A value that the line does not have is empty, or None if empty has a meaning:
-    `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or empty.
-    `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` was sent to Postfix; `would`
-    is the action that a top-level `mode: observe` suppressed.
+    `time` is as written (RFC 3339). A value that the line does not have is empty, with these exceptions: `sender` is
+    None, because an empty one is the null sender; `dns_ms` and `ms` (milliseconds) are None; `asn` is 0. `asn_name` is
+    in the JSON format only. `hostname` is a verified name, or empty. `action` was sent to Postfix; `would` is the
+    action that a top-level `mode: observe` suppressed.
     """
 
     time: bytes
@@ -91,7 +91,7 @@ class LoggedDecision(NamedTuple):
 
     @property
     def is_probe(self) -> bool:
-        """Whether this is a probe of `policyd doctor`, which policyd 0.1 logged like a client's request."""
+        """Whether this is a probe of `policyd doctor`: policyd 0.1 logged probes like requests of clients."""
         return self.instance == _PROBE_INSTANCE
 
     @property
@@ -101,7 +101,7 @@ class LoggedDecision(NamedTuple):
 
 
 def parse_anywhere(line: bytes) -> LoggedDecision | None:
-    """Parses a bare line, or a line of syslog or of `journalctl` (-o short or json) that contains one."""
+    """Parses a line of the decision log, also within a line of syslog or of `journalctl` (-o short or json)."""
     decision = parse(line)
     if decision is not None:
         return decision
@@ -117,7 +117,7 @@ def parse_anywhere(line: bytes) -> LoggedDecision | None:
 
 
 def parse(line: bytes) -> LoggedDecision | None:
-    """Returns the decision of a line; None if the line is not a decision."""
+    """Parses a line of the decision log; returns None if it is not one."""
     if line.startswith(b"{"):
         return _parse_json(line)
     if match := _TEXT.match(line):
@@ -139,7 +139,7 @@ def _parse_text(time: bytes, action: bytes, rest: bytes) -> LoggedDecision | Non
 
 
 def _decision_of(values: list[Any]) -> LoggedDecision:
-    """Returns the decision with these values, in the order of the fields."""
+    """Returns the decision with these values, which are in the order of FIELDS."""
     decision = LoggedDecision._make(values)
     if decision.sender is None and decision.protocol_state in SENDER_STATES:
         decision = decision._replace(sender=b"")
@@ -154,7 +154,7 @@ _DIGITS = re.compile(rb"[0-9]{1,10}")
 
 
 def _as_asn(number: int) -> int:
-    """The number, if it can be an AS number (RFC 6793: four bytes); else 0."""
+    """Returns the number if it can be an AS number (RFC 6793: four bytes), else 0."""
     return number if 0 < number <= 0xFFFFFFFF else 0
 
 
@@ -191,9 +191,9 @@ def _parse_json(line: bytes) -> LoggedDecision | None:
 
 
 def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
-    """Returns the decision of an object of the JSON format, or None if it is something else."""
+    """Returns the decision of an object of the JSON format; None if the object is not a decision."""
     if _text(fields.get("action")) not in VERBS:
-        return None  # first, because nearly every line of a journal has another message
+        return None  # checked first, because most objects of a journal are other messages
     decision = _decision_of([_from_json[form](fields.get(key)) for key, _, form in FIELDS])
     return decision if _TIMESTAMP.fullmatch(decision.time) else None
 
@@ -235,7 +235,7 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
 
 # --- Back to lines --------------------------------------------------------------------------------------------------
 
-# Maximum bytes of a value, so large that no value is cut: a line that was read is bounded already.
+# Maximum bytes of a value: so many that no value is cut. The line that was read has bounded the values already.
 _UNCUT = 1 << 30
 
 

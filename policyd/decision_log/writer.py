@@ -1,8 +1,8 @@
 """Writes one decision as a line of the decision log: text or JSON.
 
-Promises one line of printable ASCII of at most 4 KiB for any text of a client or DNS. `text_line` and `json_line` are
-pure. A common line is made by one bytes format, after one check that nothing in it needs an escape (about 2 us
-together). Every other line goes through `policyd.decision_log.record`, which makes the same line for the same decision.
+Promises one line of printable ASCII of at most 4 KiB, whatever text a client or DNS sends. A common line in the text
+format is made by a single `%`, after a single check that nothing in it needs an escape (about 2 us together). Every
+other line is made by `policyd.decision_log.record`, which makes the same line for the same decision.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 
 def record_of(entry: Entry) -> dict[str, Value]:
-    """Returns the fields of a decision, without empty ones."""
+    """Returns the fields of a decision, without those that are empty (except KEPT_WHEN_EMPTY)."""
     get = entry.request.get
     decision, identity = entry.decision, entry.decision.identity
     owner = decision.owner or NO_OWNER
@@ -106,14 +106,15 @@ def json_line(entry: Entry) -> bytes:
 
 
 _LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b>%b instance=%b%b ruleset=%b%b ms=%.1f%b\n"
-_BRACKET = 0x5B  # `[`; searching for a number is ten times as fast as for b"["
-_DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
+_BRACKET = 0x5B  # `[`; searching for its number is ten times as fast as for b"["
+_DUNNO = Verb.DUNNO  # before Python 3.12, looking up an Enum member takes 0.1 us
 
 
 class _AttributeGetter:
     """Gets several attributes together, five times as fast as one by one.
 
-    It remembers their places in the last request, because requests with the same layout share the mapping of places.
+    It remembers their places in the last request, because all requests with the same layout share one mapping of
+    places.
     """
 
     __slots__ = ("_names", "_places", "_take")
@@ -145,7 +146,7 @@ _RDNS = {status: b" rdns=" + status.encode() for status in Status}
 
 
 def text_line(entry: Entry) -> bytes:
-    """Returns a decision in the style of Postfix's own log."""
+    """Returns a decision as a line of the text format, in the style of Postfix's own log."""
     time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
     verb, rule, _, _, observed, downgraded, identity, observing, lists, _, owner, greylist, _ = decision
     state, address, sender, recipient, helo_name, instance, sasl_username, queue_id = _ATTRIBUTES.of(request)
@@ -200,7 +201,7 @@ def text_line(entry: Entry) -> bytes:
 
 
 def _owner_fields(owner: Owner) -> bytes:
-    """The fields of an owner without a system or without a country."""
+    """The fields of an owner for which the system or the country is not known."""
     asn, _, country = owner
     if asn:
         return b" asn=%d" % asn
@@ -208,7 +209,7 @@ def _owner_fields(owner: Owner) -> bytes:
 
 
 class Timestamps:
-    """Formats the time for the log: RFC 3339 with milliseconds and the local offset."""
+    """Formats the current time for the log: RFC 3339 with milliseconds and the offset of local time."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -216,7 +217,7 @@ class Timestamps:
         self._start = self._offset = self._timestamp = b""
 
     def now(self) -> bytes:
-        """Returns the current timestamp. It is formatted once per millisecond, its local time once per second."""
+        """Returns the current timestamp. It is formatted once per millisecond; its date and hour once per second."""
         millisecond = int(self._clock() * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond

@@ -113,8 +113,7 @@ _DUNNO = Verb.DUNNO  # before Python 3.12, looking up an Enum member takes 0.1 u
 class _AttributeGetter:
     """Gets several attributes together, five times as fast as one by one.
 
-    It remembers their places in the last request, because all requests with the same layout share one mapping of
-    places.
+    It remembers their places in the last request, because requests with a known layout share one mapping of places.
     """
 
     __slots__ = ("_names", "_places", "_take")
@@ -217,7 +216,7 @@ class Timestamps:
         self._start = self._offset = self._timestamp = b""
 
     def now(self) -> bytes:
-        """Returns the current timestamp. It is formatted once per millisecond; its date and hour once per second."""
+        """Returns the current timestamp. Its milliseconds are formatted once each, the rest once per second."""
         millisecond = int(self._clock() * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond

@@ -27,7 +27,7 @@ def condition_of(name: str) -> tuple[str, Kind]:
 
 
 def entries_of(kind: Kind, values: list[str]) -> object:
-    """The values as a collection of entries for `build_index`."""
+    """Converts values to a collection of entries for `build_index`."""
     if kind is Kind.NETWORK:
         networks = Networks()
         for value in values:
@@ -47,9 +47,9 @@ def build(
     lists: dict[str, list[str]] | None = None,
     hostname_lists: frozenset[str] = frozenset(),
 ) -> Ruleset:
-    """A ruleset; a value `$name` stands for a list, which all conditions of one kind share.
+    """Makes a ruleset. A value `$name` stands for a list, which all conditions of the same kind share.
 
-    The value of `listed` is a `tests.naive.Listed`.
+    The value of a `listed` condition is a `tests.naive.Listed`.
     """
     entries: dict[int, list[Any]] = {}
     shared: dict[tuple[str, Kind], object] = {}
@@ -72,9 +72,9 @@ def build(
         entries[made.number] = collections
         return made
 
-    made = []
+    ordered = []
     for number, rule in enumerate(rules):
-        made.append(
+        ordered.append(
             Rule(
                 rule["name"],
                 number,
@@ -85,7 +85,7 @@ def build(
                 rule.get("expires"),
             )
         )
-    return Ruleset(tuple(made), action_of(default), build_index(made, entries, build_tables, hostname_lists))
+    return Ruleset(tuple(ordered), action_of(default), build_index(ordered, entries, build_tables, hostname_lists))
 
 
 def action_of(text: str) -> Action:

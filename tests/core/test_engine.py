@@ -78,7 +78,7 @@ rules = st.lists(
         }
     ),
     max_size=8,
-).map(lambda made: [{"name": f"r{number}", **rule} for number, rule in enumerate(made)])
+).map(lambda rule_list: [{"name": f"r{number}", **rule} for number, rule in enumerate(rule_list)])
 
 requests = st.fixed_dictionaries(
     {
@@ -115,12 +115,12 @@ def request_of(attributes: dict[str, str]) -> Request:
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns), min_size=1, max_size=6))
 def test_the_engine_agrees_with_the_plain_evaluation(
-    made: list[dict[str, Any]], default: str, cases: list[tuple[dict[str, str], naive.Dns]]
+    rule_list: list[dict[str, Any]], default: str, cases: list[tuple[dict[str, str], naive.Dns]]
 ) -> None:
-    ruleset = build(made, default, LISTS)
+    ruleset = build(rule_list, default, LISTS)
     spelled_out = [
         rule | {part: {c: spell_out(values) for c, values in rule[part].items()} for part in ("match", "except")}
-        for rule in made
+        for rule in rule_list
     ]
     for attributes, known in cases:
         want = naive.decide(spelled_out, default, attributes, known, TODAY)
@@ -164,9 +164,9 @@ def assert_trace_agrees(decision: Decision, traces: list[RuleTrace]) -> None:
 @settings(max_examples=examples(200), deadline=None)
 @given(rules, requests, dns)
 def test_a_ruleset_passed_to_another_process_decides_the_same(
-    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns
+    rule_list: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns
 ) -> None:
-    ruleset = build(made, "DUNNO", LISTS)
+    ruleset = build(rule_list, "DUNNO", LISTS)
     buffers: list[pickle.PickleBuffer] = []
     packed = pickle.dumps(ruleset, protocol=5, buffer_callback=buffers.append)
     passed = pickle.loads(packed, buffers=[memoryview(buffer.raw().tobytes()) for buffer in buffers])
@@ -180,10 +180,10 @@ def test_a_ruleset_passed_to_another_process_decides_the_same(
 @given(rules, st.dictionaries(st.sampled_from(["client_address", "helo_name", "sender", "recipient", "sasl_username"]),
                               st.binary(max_size=400)), dns)  # fmt: skip
 def test_no_bytes_that_a_client_sends_can_make_the_engine_fail(
-    made: list[dict[str, Any]], attributes: dict[str, bytes], known: naive.Dns
+    rule_list: list[dict[str, Any]], attributes: dict[str, bytes], known: naive.Dns
 ) -> None:
     request = Request.of({"protocol_state": b"RCPT", **attributes})
-    decision = decide(build(made, "DUNNO", LISTS), request, Facts(identity_of(known)), TODAY)
+    decision = decide(build(rule_list, "DUNNO", LISTS), request, Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
     text = reply_text(decision, request, None, b"7Q4K2M9X")
     assert len(text) <= 200
@@ -194,8 +194,8 @@ REJECT_ALL = {"name": "all", "match": {"cidr": ["0.0.0.0/0"]}, "action": "REJECT
 CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
 
 
-def decide_client(made: list[dict[str, Any]], known: naive.Dns) -> Decision:
-    decision = decide(build(made), request_of(CLIENT), Facts(identity_of(known)), TODAY)
+def decide_client(rule_list: list[dict[str, Any]], known: naive.Dns) -> Decision:
+    decision = decide(build(rule_list), request_of(CLIENT), Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
     return decision
 

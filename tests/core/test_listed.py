@@ -64,7 +64,7 @@ rules = st.lists(
         }
     ),
     max_size=8,
-).map(lambda made: [{"name": f"r{number}", **rule} for number, rule in enumerate(made)])
+).map(lambda rule_list: [{"name": f"r{number}", **rule} for number, rule in enumerate(rule_list)])
 hostname_lists = st.sampled_from([BY_HOSTNAME, frozenset[str]()])
 answers = st.fixed_dictionaries({name: st.sampled_from([YES, NO, UNKNOWN]) for name in NAMES})
 
@@ -80,11 +80,11 @@ def summary(decision: Decision) -> tuple[object, ...]:
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns, answers), min_size=1, max_size=6))
 def test_the_engine_agrees_with_the_plain_evaluation(
-    made: list[dict[str, Any]], default: str, cases: list[tuple[dict[str, str], naive.Dns, dict[str, str]]]
+    rule_list: list[dict[str, Any]], default: str, cases: list[tuple[dict[str, str], naive.Dns, dict[str, str]]]
 ) -> None:
-    ruleset = build(made, default, hostname_lists=BY_HOSTNAME)
+    ruleset = build(rule_list, default, hostname_lists=BY_HOSTNAME)
     for attributes, known, list_answers in cases:
-        want = naive.decide(made, default, attributes, known, TODAY, Lists(list_answers, BY_HOSTNAME))
+        want = naive.decide(rule_list, default, attributes, known, TODAY, Lists(list_answers, BY_HOSTNAME))
         request, facts = request_of(attributes), facts_of(known, list_answers)
         got = decide_fully(ruleset, request, facts, TODAY)
         assert summary(got) == (want.verb, want.rule, want.observed, want.downgraded)
@@ -98,13 +98,13 @@ def test_the_engine_agrees_with_the_plain_evaluation(
 @given(hostname_lists, rules, requests, dns, answers, st.permutations(["identity", *NAMES]))
 def test_facts_learned_one_by_one_lead_to_the_same_decision(
     by_hostname: frozenset[str],
-    made: list[dict[str, Any]],
+    rule_list: list[dict[str, Any]],
     attributes: dict[str, str],
     known: naive.Dns,
     list_answers: dict[str, str],
     order: list[str],
 ) -> None:
-    ruleset = build(made, hostname_lists=by_hostname)
+    ruleset = build(rule_list, hostname_lists=by_hostname)
     request, facts = request_of(attributes), facts_of(known, list_answers)
     want = summary(decide_fully(ruleset, request, facts, TODAY))
     assert facts.identity is not None
@@ -134,15 +134,15 @@ def test_facts_learned_one_by_one_lead_to_the_same_decision(
 @given(hostname_lists, rules, requests, dns, answers)
 def test_facts_that_may_be_needed_are_named_together(
     by_hostname: frozenset[str],
-    made: list[dict[str, Any]],
+    rule_list: list[dict[str, Any]],
     attributes: dict[str, str],
     known: naive.Dns,
     list_answers: dict[str, str],
 ) -> None:
-    """Lists of host names come after reverse DNS; all other facts are needed at once."""
+    """DNS lists that are asked for host names come after reverse DNS; all other facts are needed at once."""
     request, facts = request_of(attributes), facts_of(known, list_answers)
     assert facts.identity is not None
-    inquiry = Inquiry(build(made, hostname_lists=by_hostname), request, NOTHING_KNOWN, TODAY)
+    inquiry = Inquiry(build(rule_list, hostname_lists=by_hostname), request, NOTHING_KNOWN, TODAY)
     rounds = 0
     while isinstance(needs := inquiry.decide(), Needs):
         rounds += 1
@@ -156,15 +156,15 @@ def test_facts_that_may_be_needed_are_named_together(
 @settings(max_examples=examples(100), deadline=None)
 @given(rules, requests, dns, answers)
 def test_a_ruleset_passed_to_another_process_decides_the_same(
-    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, list_answers: dict[str, str]
+    rule_list: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, list_answers: dict[str, str]
 ) -> None:
-    ruleset = build(made, hostname_lists=BY_HOSTNAME)
+    ruleset = build(rule_list, hostname_lists=BY_HOSTNAME)
     request, facts = request_of(attributes), facts_of(known, list_answers)
     passed = pickle.loads(pickle.dumps(ruleset, protocol=5))
     assert decide(passed, request, facts, TODAY) == decide(ruleset, request, facts, TODAY)
 
 
-# --- What is needed ---------------------------------------------------------------------------------------------------
+# --- Facts that are needed --------------------------------------------------------------------------------------------
 
 CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
 
@@ -173,8 +173,8 @@ def rule(name: str, action: str, match: dict[str, Any], exceptions: dict[str, An
     return {"name": name, "match": match, "except": exceptions or {}, "action": action}
 
 
-def needs(ruleset: Ruleset, facts: Facts = NOTHING_KNOWN) -> set[str]:
-    """The lists that are needed, and `identity`."""
+def needed_facts(ruleset: Ruleset, facts: Facts = NOTHING_KNOWN) -> set[str]:
+    """The names of the lists that are needed, and `identity` if reverse DNS is needed."""
     decision = decide(ruleset, request_of(CLIENT), facts, TODAY)
     if isinstance(decision, Decision):
         return set()
@@ -186,19 +186,19 @@ PSBL = Listed(("psbl",))
 
 
 @pytest.mark.parametrize(
-    ("made", "wanted"),
+    ("rule_list", "wanted"),
     [
         ([rule("a", "REJECT", {"listed": ZEN})], {"zen"}),
         ([rule("a", "REJECT", {"listed": ZEN}, {"listed": PSBL})], {"zen", "psbl"}),
         ([rule("a", "REJECT", {"listed": ZEN}), rule("b", "REJECT", {"listed": PSBL})], {"zen", "psbl"}),
         ([rule("a", "REJECT", {"listed": ZEN, "hostname_suffix": ["a.example"]})], {"zen", "identity"}),
         ([rule("a", "REJECT", {"listed": Listed(("dbl",))})], {"identity"}),
-        # Its other conditions do not hold.
+        # The rule's other conditions do not hold.
         ([rule("a", "REJECT", {"listed": ZEN, "helo_name": ["other.test"]})], set()),
         ([rule("a", "REJECT", {"listed": ZEN}, {"cidr": ["192.0.2.0/24"]})], set()),
         # A rule above decides.
         ([rule("a", "DUNNO", {"cidr": ["192.0.2.0/24"]}), rule("b", "REJECT", {"listed": ZEN})], set()),
-        # A rule between decides, so what is below it is not needed.
+        # The rule in the middle decides, so the list of the rule below it is not needed.
         (
             [
                 rule("a", "REJECT", {"listed": ZEN}),
@@ -209,8 +209,10 @@ PSBL = Listed(("psbl",))
         ),
     ],
 )
-def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[str, Any]], wanted: set[str]) -> None:
-    assert needs(build(made, hostname_lists=BY_HOSTNAME)) == wanted
+def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(
+    rule_list: list[dict[str, Any]], wanted: set[str]
+) -> None:
+    assert needed_facts(build(rule_list, hostname_lists=BY_HOSTNAME)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[st
             Listed(("zen", "psbl", "cop"), 2),
             {"psbl": NO, "cop": UNKNOWN},
             set(),
-        ),  # there cannot be two lists that say *listed* any more
+        ),  # at most one of the lists can say *listed*, so the rule cannot match
         (Listed(("zen", "psbl", "cop"), 3), {"psbl": NO}, set()),
     ],
 )
@@ -232,32 +234,32 @@ def test_the_decision_is_given_as_soon_as_no_answer_can_change_it(
     value: Listed, list_answers: dict[str, str], wanted: set[str]
 ) -> None:
     facts = Facts(None, {name: ANSWERS[answer] for name, answer in list_answers.items()})
-    assert needs(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
+    assert needed_facts(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
 
 
 def test_the_first_rule_that_waits_for_a_list_is_not_skipped() -> None:
-    made: list[dict[str, Any]] = [
+    rule_list: list[dict[str, Any]] = [
         {"name": "cop", "match": {"protocol_state": ["MAIL"], "listed": Listed(("cop",), 1)}, "action": "REJECT"},
         {"name": "zen", "match": {"listed": Listed(("zen",), 1)}, "action": "REJECT 5.7.1 zen"},
         {"name": "client", "match": {"cidr": ["10.0.0.0/8"], "helo_name": ["a.example"]}, "action": "REJECT"},
         {"name": "both", "match": {"listed": Listed(("cop", "zen"), 1)}, "action": "REJECT"},
     ]
     request = request_of({"client_address": "10.1.2.3", "protocol_state": "RCPT", "helo_name": "a.example"})
-    needs = decide(build(made), request, NOTHING_KNOWN, TODAY)
+    needs = decide(build(rule_list), request, NOTHING_KNOWN, TODAY)
     assert isinstance(needs, Needs)
     assert "zen" in needs.lists
 
 
-def test_reverse_dns_is_not_waited_for_if_the_list_settles_the_rule() -> None:
+def test_if_the_list_settles_the_rule_reverse_dns_is_not_needed_and_vice_versa() -> None:
     ruleset = build([rule("a", "REJECT", {"listed": ZEN, "hostname_suffix": ["a.example"]})])
-    assert needs(ruleset, Facts(None, {"zen": NOT_LISTED})) == set()
-    assert needs(ruleset, Facts(Identity(Status.MISSING))) == set()
+    assert needed_facts(ruleset, Facts(None, {"zen": NOT_LISTED})) == set()
+    assert needed_facts(ruleset, Facts(Identity(Status.MISSING))) == set()
 
 
 @pytest.mark.slow
 def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [rule(f"r{n}", "REJECT", {"listed": ZEN, "protocol_state": ["RCPT"]}) for n in range(10_000)]
-    ruleset = build(made)
+    rule_list = [rule(f"r{n}", "REJECT", {"listed": ZEN, "protocol_state": ["RCPT"]}) for n in range(10_000)]
+    ruleset = build(rule_list)
     tries = 0
     original = Inquiry._try
 
@@ -267,7 +269,7 @@ def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: py
         return original(self, *arguments)
 
     monkeypatch.setattr(Inquiry, "_try", count_and_try)
-    assert needs(ruleset) == {"zen"}
+    assert needed_facts(ruleset) == {"zen"}
     assert tries < 10
     decision = decide(ruleset, request_of(CLIENT), Facts(None, {"zen": NOT_LISTED}), TODAY)
     assert isinstance(decision, Decision)

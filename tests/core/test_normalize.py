@@ -19,7 +19,7 @@ from policyd.core.normalize import MAX_NAME, domain_of, fold_name, fold_value
         (b"", b""),
     ],
 )
-def test_names_are_compared_in_lower_case_a_labels_without_the_trailing_dot(name: bytes, want: bytes) -> None:
+def test_names_are_compared_as_lower_case_a_labels_without_the_trailing_dot(name: bytes, want: bytes) -> None:
     assert fold_name(name) == want
 
 

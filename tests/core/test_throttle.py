@@ -1,7 +1,9 @@
+"""Lines about events that repeat."""
+
 from policyd.core.throttle import MessageThrottle
 
 
-def test_the_first_event_of_a_kind_is_logged_at_once_and_later_ones_together() -> None:
+def test_the_first_event_gets_a_line_at_once_and_later_events_share_a_line() -> None:
     throttle = MessageThrottle(1.0)
     assert throttle.line_for("one", 10.0) == "one"
     assert throttle.due_line(10.5) is None

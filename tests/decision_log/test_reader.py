@@ -1,4 +1,4 @@
-"""Lines of the decision log are read back."""
+"""Reads lines of the decision log, also those that the daemon writes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_key_inside_another_word_is_not_a_key() -> None:
 
 
 @pytest.mark.parametrize(("written", "read"), [(-1, None), (-0.0, 0.0), (1e15, None), (0.25, 0.25), ("1", None)])
-def test_invalid_milliseconds_are_not_a_number(written: object, read: float | None) -> None:
+def test_invalid_milliseconds_are_ignored(written: object, read: float | None) -> None:
     assert parse_decision(json.dumps({**JSON, "ms": written}).encode()).ms == read
 
 
@@ -178,7 +178,7 @@ def test_the_system_and_the_country_are_read_back(words: bytes, asn: int, countr
 @pytest.mark.parametrize(
     ("value", "asn"), [(9371, 9371), (0, 0), (-1, 0), (2**32, 0), (True, 0), ("9371", 0), (1.5, 0)]
 )
-def test_in_json_only_a_number_is_a_system(value: object, asn: int) -> None:
+def test_a_system_in_json_must_be_a_number(value: object, asn: int) -> None:
     decision = parse_decision(json.dumps(JSON | {"asn": value, "asn_name": "Example", "country": "JP"}).encode())
     assert (decision.asn, decision.asn_name, decision.country) == (asn, b"Example", b"JP")
     assert as_json(decision).get("asn", 0) == asn
@@ -234,7 +234,7 @@ def test_decisions_are_found_within_other_logs() -> None:
 # --- Lines of the daemon --------------------------------------------------------------------------------------------
 
 short_bytes = st.binary(max_size=30)
-# With `dns.trust_postfix`, client_name is used as it is, and the peer may be any program.
+# With `dns.trust_postfix`, policyd does not check client_name, and the program that sends it need not be Postfix.
 names = st.one_of(st.sampled_from([b"a.example", b"a[192.0.2.1]"]), st.binary(min_size=1, max_size=30)).filter(
     b"unknown".__ne__
 )
@@ -288,6 +288,6 @@ def test_lines_of_the_daemon_are_read_back(
     assert read.claimed == (identity.claimed if identity is not None else ())
     assert read.reply == b'5.7.1 No "quotes" <x>'
     assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
-    # Written again, it is the same line of text, or the same JSON with invalid UTF-8 replaced.
+    # The decision that was read makes the same line of text, and the same JSON, in which invalid UTF-8 is replaced.
     assert as_text(read).encode() == text_line(entry).removesuffix(b"\n")
     assert as_json(read) == json.loads(json_line(entry))

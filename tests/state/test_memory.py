@@ -18,14 +18,14 @@ from policyd.core.reply import reply_text
 from policyd.state.memory import Memory, uses_memory
 from policyd.state.operations import Operation
 from policyd.state.process import ProcessMemory
-from tests.state.servers import PROGRAMS, StateServer
+from tests.state.servers import PROGRAMS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from policyd.core.index import Ruleset
     from policyd.state.valkey import SharedMemory
+    from tests.state.servers import StateServer
 
 RULES = """
 counters:
@@ -91,7 +91,7 @@ class Daemon:
                 await asyncio.wait(waiting)
                 continue
             assert decision.identity
-            assert identity is not None, "nothing needs reverse DNS"
+            assert identity is not None, "reverse DNS is needed, against the test's expectation"
             inquiry.learn_identity(identity)
         note.finish(decision)
         self.is_local = note.is_local
@@ -135,7 +135,7 @@ async def test_a_request_with_an_empty_key_is_not_counted_and_no_condition_holds
     daemon = Daemon(ruleset)
     for _ in range(10):
         decision = await daemon.decide(ERROR, client_address="unknown", recipient="b@x")
-        assert decision.rule_name == "default"  # a client without an address cannot be recognised later
+        assert decision.rule_name == "default"  # without an address, a retry could not be recognised
 
 
 async def test_a_greylist_rule_acts_at_rcpt_and_answers_defer_if_permit(ruleset: Ruleset) -> None:
@@ -184,16 +184,6 @@ def test_only_a_ruleset_that_counts_or_greylists_uses_memory(tmp_path: Path) -> 
 
 
 # --- With a server --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=PROGRAMS)
-async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[StateServer]:
-    started = StateServer(tmp_path, request.param)
-    try:
-        yield started
-        await started.close_memories()
-    finally:
-        started.stop()
 
 
 needs_server = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server")
@@ -249,7 +239,7 @@ async def test_a_frozen_server_delays_no_mail_and_defers_no_unknown_client(
     for number in range(6):
         began = loop.time()
         decision = await daemon.decide(client_address=f"203.0.{number}.9", sender="other@y")
-        assert loop.time() - began < 1  # make faults asserts 0.1 s
+        assert loop.time() - began < 1  # a wide limit, for busy machines; tests/faults checks a stricter one
         assert (decision.rule_name, decision.greylist, daemon.is_local) == ("default", "unknown", True)
     assert (await daemon.decide()).greylist == "early"  # this process itself has deferred the client
     server.process.send_signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Memory in the process: greylisting step by step, and its limits."""
+"""Memory in the process: greylisting step by step, and the limits of the memory."""
 
 import pytest
 

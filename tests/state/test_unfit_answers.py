@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from valkey.asyncio.connection import AbstractConnection
 
 ANSWERS = {
-    "a number that is not a number": b":x\r\n",
+    "an integer without digits": b":x\r\n",
     "a length that is not a number": b"$x\r\n",
     "a line without an end": b"a" * 200_000,
     "lists in lists": b"*1\r\n" * 5000,
-    "a list of another length": b"*0\r\n",
+    "an empty list": b"*0\r\n",
     "text": b"+OK\r\n",
     "an HTTP response": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "nothing": b"",

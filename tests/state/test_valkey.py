@@ -14,12 +14,12 @@ from policyd.memory.definitions import CounterDefinition, KeyPart
 from policyd.memory.window import MAX_DISTINCT
 from policyd.state import valkey as module
 from policyd.state.operations import Operation, count_operation
-from policyd.state.valkey import MAX_FAILURES, SharedMemory
-from tests.state.servers import PROGRAMS, StateServer
+from policyd.state.valkey import MAX_FAILURES
+from tests.state.servers import PROGRAMS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from policyd.state.valkey import SharedMemory
+    from tests.state.servers import StateServer
 
 pytestmark = [
     pytest.mark.slow,  # each test starts a server
@@ -31,20 +31,6 @@ DOORS = CounterDefinition("doors", KeyPart("client_address"), (KeyPart("recipien
 TIMEOUT = 0.05
 
 
-@pytest.fixture(params=PROGRAMS)
-async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[StateServer]:
-    started = StateServer(tmp_path, request.param)
-    try:
-        yield started
-        await started.close_memories()
-    finally:
-        started.stop()
-
-
-def memory(server: StateServer, timeout: float = 2.0, **options: str) -> SharedMemory:
-    return server.memory(timeout, **options)
-
-
 def event(key: bytes = b"joe", *, add: bool = True) -> Operation:
     return count_operation(EVENTS, key, None, add=add)
 
@@ -54,7 +40,7 @@ def door(value: bytes, *, add: bool = True) -> Operation:
 
 
 async def test_requests_and_distinct_values_are_counted(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     assert await state.ask([event(add=False), door(b"a", add=False)]) == [1, 1]
     assert await state.ask([event(), event(), door(b"a"), door(b"b"), door(b"a")]) == [1, 2, 1, 2, 2]
     assert await state.ask([event(add=False), door(b"a", add=False), door(b"c", add=False)]) == [3, 2, 3]
@@ -62,14 +48,14 @@ async def test_requests_and_distinct_values_are_counted(server: StateServer) -> 
 
 
 async def test_operations_of_one_call_see_those_before_them_and_no_others(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     operations = [event(add=False), event(), event(add=False), door(b"a", add=False), door(b"a"), door(b"a", add=False)]
     assert await state.ask([*operations, door(b"b"), event()]) == [1, 1, 2, 1, 1, 1, 2, 2]
     await state.close()
 
 
 async def test_a_value_that_is_not_a_time_still_exists(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     for value in ("", "a b", "policyd 1", "1\n2"):
         server.command("set", "policyd:g:a", value)
         assert await state.ask([Operation("get", b"policyd:g:a"), event(add=False)]) == [b"?", 1]
@@ -77,7 +63,7 @@ async def test_a_value_that_is_not_a_time_still_exists(server: StateServer) -> N
 
 
 async def test_values_of_any_bytes_are_distinguished(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     values = (b" ", b"\r\n", b"$1\r\na\r\n", b"\xff\x00", b"a b", b"")
     assert await state.ask([door(value) for value in values]) == [1, 2, 3, 4, 5, 6]
     assert await state.ask([event(value) for value in values]) == [1, 1, 1, 1, 1, 1]
@@ -85,7 +71,7 @@ async def test_values_of_any_bytes_are_distinguished(server: StateServer) -> Non
 
 
 async def test_after_the_server_ended_the_connection_a_new_one_is_used(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     assert await state.ask([event()]) == [1]
     server.command("client", "kill", "type", "normal")
     await asyncio.sleep(0.05)
@@ -95,7 +81,7 @@ async def test_after_the_server_ended_the_connection_a_new_one_is_used(server: S
 
 
 async def test_a_window_slides(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     short = CounterDefinition("short", None, (KeyPart("sender"),), 1)
     doors = CounterDefinition("short-doors", KeyPart("sender"), (KeyPart("sender"),), 1)
     operations = [count_operation(short, b"a", None, add=True), count_operation(doors, b"a", b"1", add=True)]
@@ -110,7 +96,7 @@ async def test_a_window_slides(server: StateServer) -> None:
 
 
 async def test_keys_expire(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     await state.ask([event(), door(b"a"), Operation("set", b"policyd:g:k", 100, b"1")])
     for key in server.command("keys", "*").split():
         assert 0 < int(server.command("ttl", key)) <= 3700, key
@@ -119,7 +105,7 @@ async def test_keys_expire(server: StateServer) -> None:
 
 
 async def test_values_beyond_the_largest_comparison_are_dropped(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     found = await state.ask([door(b"%d" % number) for number in range(400)])
     assert found == [min(number, MAX_DISTINCT) for number in range(1, 401)]
     assert await state.ask([door(b"399")]) == [MAX_DISTINCT]
@@ -127,7 +113,7 @@ async def test_values_beyond_the_largest_comparison_are_dropped(server: StateSer
 
 
 async def test_first_tries_are_set_once_and_read(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     assert await state.ask([Operation("get", b"policyd:g:a")]) == [None]
     await state.ask([Operation("set-new", b"policyd:g:a", 60, b"1"), Operation("set-new", b"policyd:g:a", 60, b"2")])
     assert await state.ask([Operation("get", b"policyd:g:a")]) == [b"1"]
@@ -137,7 +123,7 @@ async def test_first_tries_are_set_once_and_read(server: StateServer) -> None:
 
 
 async def test_requests_of_one_turn_share_a_call_and_nothing_is_lost(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     found = await asyncio.gather(*(state.ask([event(b"k%d" % (number % 7))]) for number in range(2000)))
     assert found == [[1 + number // 7] for number in range(2000)]
     assert state.counters.calls <= 2000 // module.MAX_BATCH + 2
@@ -145,7 +131,7 @@ async def test_requests_of_one_turn_share_a_call_and_nothing_is_lost(server: Sta
 
 
 async def test_two_daemons_count_together_exactly(server: StateServer) -> None:
-    states = [memory(server), memory(server)]
+    states = [server.memory(), server.memory()]
     for _ in range(10):
         await asyncio.gather(*(states[number % 2].ask([event()]) for number in range(100)))
     assert await states[0].ask([event(add=False)]) == [1001]
@@ -157,7 +143,7 @@ async def expect_failures(state: SharedMemory, times: int = MAX_FAILURES) -> Non
     for _ in range(times):
         began = time.monotonic()
         assert await state.ask([event()]) is None
-        assert time.monotonic() - began < 1  # make faults asserts 0.1 s
+        assert time.monotonic() - began < 1  # a wide limit, for busy machines; tests/faults checks a stricter one
 
 
 async def wait_until_up(state: SharedMemory, seconds: float = 2.0) -> None:
@@ -171,17 +157,17 @@ async def test_a_killed_server_is_used_again_when_it_returns(
     server: StateServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     assert await state.ask([event()]) == [1]
     server.stop()
     await expect_failures(state)
     assert not state.is_up
     calls = state.counters.calls
     await expect_failures(state, 50)
-    assert state.counters.calls == calls  # now only the probe asks it
+    assert state.counters.calls == calls  # requests do not ask the server any more, only the probe does
     server.start()
     await wait_until_up(state)
-    assert await state.ask([event()]) == [1]  # an empty server
+    assert await state.ask([event()]) == [1]  # the server came back without its data
     await state.close()
     assert len(caplog.records) == 2
     assert "this process's own memory answers meanwhile" in caplog.text
@@ -189,7 +175,7 @@ async def test_a_killed_server_is_used_again_when_it_returns(
 
 
 async def test_a_frozen_server_delays_nothing_and_its_late_answer_is_dropped(server: StateServer) -> None:
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     assert await state.ask([event()]) == [1]
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
@@ -201,7 +187,7 @@ async def test_a_frozen_server_delays_nothing_and_its_late_answer_is_dropped(ser
 
 
 async def test_a_full_server_counts_as_away_and_does_not_grow(server: StateServer) -> None:
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     await state.ask([event()])
     server.command("config", "set", "maxmemory", "1")
     before = server.command("dbsize")
@@ -216,7 +202,7 @@ async def test_a_full_server_counts_as_away_and_does_not_grow(server: StateServe
 
 
 async def test_a_full_server_still_answers_reads(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     await state.ask([event()])
     server.command("config", "set", "maxmemory", "1")
     assert await state.ask([event(add=False), Operation("get", b"policyd:g:x")]) == [2, None]
@@ -234,7 +220,7 @@ async def test_a_server_that_refuses_calls_is_a_failure_with_its_reason(
     server: StateServer, setting: tuple[str, str], why: str
 ) -> None:
     server.command("config", "set", *setting)
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     await expect_failures(state)
     assert why in state.why
     assert "secret" not in state.why
@@ -245,7 +231,7 @@ async def test_a_wrong_password_is_reported_and_never_shown(
     server: StateServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.command("config", "set", "requirepass", "right")
-    state = memory(server, TIMEOUT, user="default", password="hunter2")
+    state = server.memory(TIMEOUT, user="default", password="hunter2")
     await expect_failures(state)
     assert "refuses the user or password" in state.why
     assert "hunter2" not in caplog.text
@@ -254,21 +240,21 @@ async def test_a_wrong_password_is_reported_and_never_shown(
 
 async def test_a_replica_is_not_written_to(server: StateServer) -> None:
     server.command("replicaof", "127.0.0.1", "1")
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     await expect_failures(state)
     assert "replica" in state.why
     await state.close()
 
 
 async def test_waiting_operations_are_sent_on_close(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     waiting = [state.ask([event()]) for _ in range(2 * module.MAX_BATCH)]
     await state.close()
     assert [future.result() for future in waiting] == [[count] for count in range(1, len(waiting) + 1)]
 
 
 async def test_a_frozen_server_does_not_delay_close(server: StateServer) -> None:
-    state = memory(server, TIMEOUT)
+    state = server.memory(TIMEOUT)
     assert await state.ask([event()]) == [1]
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
@@ -278,7 +264,7 @@ async def test_a_frozen_server_does_not_delay_close(server: StateServer) -> None
 
 
 async def test_the_queue_of_waiting_operations_is_bounded(server: StateServer) -> None:
-    state = memory(server)
+    state = server.memory()
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     futures = [state.ask([event()]) for _ in range(module.MAX_WAITING + 10)]

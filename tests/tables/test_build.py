@@ -118,7 +118,7 @@ lists_of_names = st.lists(
 
 @settings(max_examples=examples(300), deadline=None)
 @given(lists_of_names, st.lists(names | labels, max_size=5), st.booleans())
-def test_a_name_satisfies_exactly_the_lists_with_it_or_a_parent_domain(
+def test_a_name_is_found_in_exactly_the_lists_that_have_it_or_a_parent_domain(
     lists: list[tuple[list[bytes], Kind]], others: list[bytes], split: bool
 ) -> None:
     sources = [Source(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
@@ -173,17 +173,17 @@ def test_a_table_of_names_agrees_with_a_dict(lists: list[list[bytes]], others: l
 
 @pytest.mark.slow
 def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
-    chosen = random.Random(4)
+    generator = random.Random(4)
     listed: list[list[bytes]] = [[] for _ in range(7)]
     for number in range(100_000):
-        listed[number % 7].append(b"host%d.example%d.net" % (chosen.getrandbits(40), number % 999))
+        listed[number % 7].append(b"host%d.example%d.net" % (generator.getrandbits(40), number % 999))
     parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in listed])
     table = table_of(parts)
     assert isinstance(table, NameTable)
     for place, entries in enumerate(listed):
         assert {masks[table.number(name)] for name in entries} == {1 << 2 * place}
         assert not any(table.number(name + b"x") for name in entries)
-    made = [[ipaddress.ip_network((chosen.getrandbits(24) << 8, 24)) for _ in range(33_000)] for _ in range(3)]
+    made = [[ipaddress.ip_network((generator.getrandbits(24) << 8, 24)) for _ in range(33_000)] for _ in range(3)]
     ranges, masks = ranges_of(made)
     for place, networks_of in enumerate(made):
         for network in networks_of:

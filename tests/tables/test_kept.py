@@ -39,15 +39,8 @@ def list_source(path: str, entries: list[Network] | list[bytes], kind: Kind) -> 
     return Source(LongList(entries_of_file.key, len(entries_of_file), entries_of_file.read, path), kind, frozenset({1}))
 
 
-def close(store: TableStore) -> None:
-    for file in {id(table): table for table in (*store.kept, *store.used)}.values():
-        if file.descriptor >= 0:
-            os.close(file.descriptor)
-            file.descriptor = -1
-
-
 def by_key(table: ListTable, mask: int, width: int) -> set[tuple[object, int]]:
-    """A mask as the lists and the bits that it stands for."""
+    """The lists that a mask stands for, each with its bit."""
     return {
         (key, bit) for place, key in enumerate(table.keys) for bit in range(width) if mask >> place * width + bit & 1
     }

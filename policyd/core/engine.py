@@ -192,7 +192,7 @@ class Inquiry:
         self.request = request
         self._index = index = ruleset.index
         self._lookups, self._counter_lookup = index.lookups, index.counter_lookup
-        # The client's identity, even if the decision does not need it.
+        # The identity is kept even if the decision does not need it; `Decision.identity` is None then.
         self.identity, self.lists, self.owner, self.counters, self.greylist = facts
         if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
@@ -504,7 +504,7 @@ class Inquiry:
         return self._missing_lists(terms, exempting=rule.action.verb is _DUNNO)
 
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
-        """The first of these rules whose outcome depends on missing facts."""
+        """The first of these rules that is not ruled out without the client's identity."""
         rules, plans = self.ruleset.rules, self._index.plans
         for number in numbers:
             rule, plan = rules[number], plans[number]

@@ -60,7 +60,7 @@ NOTHING_KNOWN: Final = Facts()
 
 
 class Needs(NamedTuple):
-    """The missing facts that a decision waits for: all that the remaining rules may need."""
+    """Facts that are needed. As a result of `decide`: all missing facts that the remaining rules may need."""
 
     identity: bool = False
     lists: frozenset[str] = frozenset()  # names of DNS lists; lists of host names wait for the identity

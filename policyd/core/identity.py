@@ -37,8 +37,8 @@ class Reason(StrEnum):
 
 
 class Identity(NamedTuple):
-    """The names and the status of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
-    Postfix) gave: they may have any form, so escape them before they are printed.
+    """The names and the status of a client. Names are bytes in lower case, without the trailing dot. They come from DNS
+    or Postfix, and may contain anything: escape them before they are printed.
 
     `verified` is sorted, and empty unless the status is `verified`; `claimed` holds the PTR names that did not verify,
     sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` has all PTR names.

@@ -2,7 +2,8 @@
 
 The entries of all rules are in a few tables (`policyd.core.tables`). There is a table of address ranges, and for each
 attribute a table of its names, a table of its exact values and a set of its expressions, if rules compare the attribute
-with these. Long lists have separate tables. `policyd.tables.index` builds the index.
+with these. Long lists have separate tables. Each rule is *filed* under one condition of its match, and is a candidate
+for a request if this condition holds, or may hold. `policyd.tables.index` builds the index.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class ListTerms(NamedTuple):
 class Plan(NamedTuple):
     """The steps that check one candidate rule."""
 
-    match: Pairs  # without the condition under which the rule is filed
-    exceptions: Pairs
-    match_identity: Pairs  # all conditions that need the client's identity
+    match: Pairs  # conditions that need no facts, without the condition under which the rule is filed
+    exceptions: Pairs  # exceptions that need no facts
+    match_identity: Pairs  # conditions that need the client's identity, all of them
     exceptions_identity: Pairs
     lists: ListTerms | None = None
 
@@ -91,7 +92,7 @@ class Index(NamedTuple):
     list_terms: Mapping[int, ListTerm]  # by the number of a `listed` condition
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
     needs_only_dns: bool  # none of the rules needs counters or greylisting
-    counter_lookup: int = -1  # the place of the lookup of counters, if there is one
+    counter_lookup: int = -1  # the place of the lookup of counters; -1 if there is none
     counter_conditions: tuple[Pairs, ...] = ()  # by counter: the conditions on the requests that it counts
 
 

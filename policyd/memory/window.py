@@ -63,7 +63,7 @@ class EventWindow:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[int, int]], now: int) -> EventWindow:
-        """Returns the window with these entries, without those that lie in the future of slot `now`."""
+        """Returns the window with these entries, without entries of later slots than `now`."""
         window = cls()
         for slot, events in sorted(entries):
             if slot <= now and events:
@@ -131,7 +131,7 @@ class DistinctWindow:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[bytes, int]], now: int) -> DistinctWindow:
-        """Returns the window with these entries, without those that lie in the future of slot `now`."""
+        """Returns the window with these entries, without entries of later slots than `now`."""
         window = cls()
         for value, slot in sorted(entries, key=lambda entry: entry[1]):
             if slot <= now:

@@ -74,7 +74,7 @@ class DaemonMemory:
         SharedMemoryError.
         """
         best: list[tuple[int, bytes]] = []
-        for found in self.memory.local.highest(counter, self.memory.clock()):
+        for found in self.memory.local.counts_by_key(counter, self.memory.clock()):
             if found is None:
                 await asyncio.sleep(0)
             elif len(best) < CANDIDATES:

@@ -100,7 +100,7 @@ class ProcessMemory:
         self._charge(window, len(window))
         return count
 
-    def highest(self, counter: CounterDefinition, now: float) -> Iterator[tuple[bytes, int] | None]:
+    def counts_by_key(self, counter: CounterDefinition, now: float) -> Iterator[tuple[bytes, int] | None]:
         """Yields each key of a counter with its value, and None every thousand entries, for the caller to pause."""
         prefix, slot = counter.fingerprint, slot_of(now, counter.within)
         for place, (key, window) in enumerate(list(self._windows.items())):

@@ -282,8 +282,8 @@ def test_keys_with_unexpired_values_are_found_in_slices() -> None:
     counter = CounterDefinition("c", KeyPart("sender"), (KeyPart("client_address"),), 60)
     for number in range(3000):
         memory.add(counter, b"%d" % number, b"x", 1000.0)
-    found = list(memory.highest(counter, 1000.0))
+    found = list(memory.counts_by_key(counter, 1000.0))
     assert found.count(None) == 3
     assert len(found) == 3003
-    assert list(memory.highest(counter, 2000.0)) == [None] * 3
+    assert list(memory.counts_by_key(counter, 2000.0)) == [None] * 3
     assert len(memory) == 3000  # the keys themselves; their values have expired

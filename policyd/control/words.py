@@ -99,10 +99,12 @@ def parse_request(line: bytes) -> Request:
         raise RequestError("expected text for 'what' and 'counter'")
     if command is Command.COUNTED or "value" in fields or "definition" in fields:
         return _parse_counted(fields, command)
-    if (command is Command.FORGET) != bool(what):
-        raise RequestError("'what' is an address or a name, for 'forget' only")
+    if command is Command.FORGET and not what:
+        raise RequestError("'forget' needs 'what'")
+    if what and command is not Command.FORGET:
+        raise RequestError("'what' is for 'forget' and 'counted' only")
     if counter and command not in {Command.STATUS, Command.FORGET}:
-        raise RequestError("'counter' is for 'status' and 'forget' only")
+        raise RequestError("'counter' is for 'status', 'forget' and 'counted' only")
     if greylist and (command is not Command.FORGET or counter):
         raise RequestError("'greylist' is for 'forget' only, without 'counter'")
     return Request(command, data, what, counter, greylist)

@@ -256,7 +256,7 @@ class Inquiry:
         return self._decision(None, self.ruleset.default, in_doubt=False)
 
     def trace(self) -> list[RuleTrace]:
-        """Tries every rule from the top, each with all of its conditions."""
+        """Tries the rules from the top to the deciding one, each with all of its conditions."""
         self._start()
         traces = []
         for rule in self.ruleset.rules:

@@ -64,7 +64,7 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition of a rule: it holds if any one of its values matches.
+    """One condition of a rule: it holds if any of its values matches, `listed` if `at_least` of them do.
 
     `name` is the key as it is written (`hostname_suffix`), `subject` the attribute of the request that it looks at
     (`client_address`, `sender`, ...) or a `Subject`, and `values` the values as written, with lists as `$name`.

@@ -79,7 +79,7 @@ class LongList:
     """A list that is long enough to keep its table when the ruleset changes.
 
     Two lists with the same `key` have the same entries. Each call of `read` gives all entries, a block at a time.
-    `path` is the list's file. `repeated` is None until a table has been built.
+    `path` is the list's file. `repeated` is None unless a table was built in which this list shares no bit.
     """
 
     __slots__ = ("_length", "key", "path", "read", "repeated")

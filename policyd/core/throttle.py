@@ -1,4 +1,4 @@
-"""Limits how often the same message is repeated; time is passed in."""
+"""Limits how often lines about the same kind of event are written; time is passed in."""
 
 from __future__ import annotations
 

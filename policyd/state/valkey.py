@@ -1,8 +1,9 @@
 """Memory shared by several hosts, in Valkey or Redis.
 
-Promises that no request waits longer than twice the timeout for an answer, and that a failure returns None: the caller
-then uses the memory of the process. No call is sent twice, because a failed call may have been carried out. A failed
-call ends the connection, so a late answer is never read as the answer to the next call.
+Promises that no call takes longer than twice the timeout (once for the answer, and once to end the connection after a
+failure), and that a failure returns None: the caller then uses the memory of the process. No call is sent twice,
+because a failed call may have been carried out. A failed call ends the connection, so a late answer is never read as
+the answer to the next call.
 
 The operations of all requests in one turn of the event loop go into one call of a script, and those of requests that
 arrive before its answer share the next call, because each call has a fixed cost of some 100 us.

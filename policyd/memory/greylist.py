@@ -30,13 +30,13 @@ class Verdict(NamedTuple):
     """The result of one try, and the changes to store.
 
     `first_tries` has keys with the times of their first tries (Unix seconds), `forget` the keys that no longer wait.
-    `network_seen` says that the network has passed, now or earlier, so that the time of this try is stored for it.
+    `has_passed` says that the network has passed, now or earlier, so that the time of this try is stored for it.
     """
 
     state: Greylisted
     first_tries: tuple[tuple[bytes, float], ...] = ()
     forget: tuple[bytes, ...] = ()
-    network_seen: bool = False
+    has_passed: bool = False
 
 
 def waiting_keys(client: Client, sender: bytes, recipient: bytes) -> tuple[bytes, ...]:
@@ -58,13 +58,13 @@ def judge(
     the network was last seen, None if it has not passed.
     """
     if network_seen is not None and now - network_seen < settings.remember:
-        return Verdict(Greylisted.KNOWN, network_seen=True)
+        return Verdict(Greylisted.KNOWN, has_passed=True)
     waited = [now - first for first in first_tries if first is not None and now - first <= settings.retry_within]
     if not waited:
         return Verdict(Greylisted.NEW, tuple((key, now) for key in keys))
     longest = max(waited)
     if longest >= settings.wait:
-        return Verdict(Greylisted.PASSED, forget=keys, network_seen=True)
+        return Verdict(Greylisted.PASSED, forget=keys, has_passed=True)
     # An early try does not restart the wait. If the first try had only one of the two names, the other name is added.
     first = now - longest
     return Verdict(

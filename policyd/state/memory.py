@@ -270,7 +270,7 @@ class SharedNote(Note):
             Operation("set-new", waiting_key(key), settings.retry_within, b"%.3f" % first)
             for key, first in verdict.first_tries
         ]
-        if verdict.network_seen:
+        if verdict.has_passed:
             writes.append(self._see_network())
         writes += [Operation("delete", waiting_key(key)) for key in verdict.forget]
         self._shared.ask(writes)

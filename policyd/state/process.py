@@ -182,7 +182,7 @@ class ProcessMemory:
             self.evicted += 1
             if self.changes is not None:
                 self.changes.waiting.add(key)
-        if verdict.network_seen:
+        if verdict.has_passed:
             self.see_network(client.network, now)
         return verdict.state
 

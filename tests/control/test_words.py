@@ -1,4 +1,4 @@
-"""Valid and invalid lines of the control socket."""
+"""Valid and invalid requests to the control socket, and an answer with a long text."""
 
 from __future__ import annotations
 

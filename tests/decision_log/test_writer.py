@@ -50,7 +50,7 @@ def entry(
     owner: Owner | None = None,
     **attributes: bytes,
 ) -> Entry:
-    """Returns the example of docs/decision-log.md, with these fields changed."""
+    """Returns an entry for a rejected client, with these fields changed."""
     decision = Decision(
         verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
     )
@@ -68,7 +68,7 @@ def entry(
     )
 
 
-START = "2026-11-21T17:16:00.123+09:00"
+TIMESTAMP = "2026-11-21T17:16:00.123+09:00"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ START = "2026-11-21T17:16:00.123+09:00"
     ],
 )
 def test_the_text_format_is_as_documented(logged: Entry, text: str) -> None:
-    assert text_line(logged).decode() == f"{START} {text}\n"
+    assert text_line(logged).decode() == f"{TIMESTAMP} {text}\n"
 
 
 def test_json_has_the_documented_keys() -> None:
@@ -190,7 +190,7 @@ def test_json_has_the_documented_keys() -> None:
     )
     line = json_line(logged)
     assert json.loads(line) == {
-        "time": START,
+        "time": TIMESTAMP,
         "action": "REJECT",
         "id": "7Q4K2M9X",
         "rule": "sakura-vps",

@@ -60,7 +60,7 @@ def test_a_clock_that_is_set_back_loses_no_value() -> None:
     assert window.add(990, b"a") == 2
 
 
-def test_values_beyond_the_largest_comparison_are_not_kept() -> None:
+def test_distinct_values_beyond_the_maximum_are_dropped() -> None:
     window = DistinctWindow()
     counts = [window.add(1, b"%d" % number) for number in range(1000)]
     assert counts[:MAX_DISTINCT] == list(range(1, MAX_DISTINCT + 1))

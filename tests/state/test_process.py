@@ -31,7 +31,7 @@ def test_a_client_waits_once_and_its_network_is_known() -> None:
     assert try_mail(state, 300) == "passed"
     assert try_mail(state, 301, to=b"c@x") == "known"
     assert try_mail(state, 34 * DAY, to=b"d@x") == "known"
-    assert try_mail(state, 68 * DAY, to=b"e@x") == "known"  # each mail restarts its time
+    assert try_mail(state, 68 * DAY, to=b"e@x") == "known"  # each mail extends the time
     assert try_mail(state, 103 * DAY + 1, to=b"f@x") == "new"
 
 

@@ -1,4 +1,4 @@
-"""A server that is not Valkey: malformed answers of any kind never delay a request."""
+"""Malformed answers of a server that is not Valkey, and a connection that loses a cancellation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-async def test_a_malformed_answer_is_a_failure_and_the_next_request_is_answered_too(
-    tmp_path: Path, answer: bytes
-) -> None:
+async def test_malformed_answers_are_failures_until_the_server_counts_as_away(tmp_path: Path, answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
         writer.write(answer)

@@ -104,7 +104,7 @@ async def test_keys_expire(server: StateServer) -> None:
     await state.close()
 
 
-async def test_values_beyond_the_largest_comparison_are_dropped(server: StateServer) -> None:
+async def test_distinct_values_beyond_the_maximum_are_dropped(server: StateServer) -> None:
     state = server.memory()
     found = await state.ask([door(b"%d" % number) for number in range(400)])
     assert found == [min(number, MAX_DISTINCT) for number in range(1, 401)]

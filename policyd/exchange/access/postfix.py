@@ -55,7 +55,7 @@ def read(
     if not of_clients or not of_senders:
         return Imported(rows=of_clients or of_senders)
     # Two tables in one file: a client that one table lets through must still pass the other.
-    of_senders, unused = exemptions_as_exceptions(of_senders)
+    of_senders, unused = exemptions_as_exceptions(of_senders, report)
     for row in unused:
         report.lose(row.line, "no less specific key blocks a sender, so there is nothing to exempt from")
         report.taken -= 1

@@ -56,7 +56,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     client_lines = {row.line for row in clients}
     imported = Imported()
     for attribute in ("recipient", "sender"):
-        rows, unused = exemptions_as_exceptions(tables[attribute].rows())
+        rows, unused = exemptions_as_exceptions(tables[attribute].rows(), report)
         imported.rows += rows
         for row in (row for row in unused if row.line not in client_lines):
             report.lose(row.line, f"no less specific key blocks a {attribute}, so there is nothing to exempt from")

@@ -12,13 +12,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.ruleset import Verb
+from policyd.exchange.model import Term
+from policyd.exchange.network_sets import addresses_of, network_texts, only_networks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import netaddr
 
-    from policyd.exchange.model import Row, Term, Verdict
+    from policyd.exchange.model import Report, Row, Verdict
+
+
+_INEXPRESSIBLE = (
+    "it exempts only if two conditions decide together, which the exception of a rule cannot express; the rules below "
+    "block such mail"
+)
 
 
 class Name(NamedTuple):
@@ -149,11 +157,12 @@ def _join(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
             yield from group[before]
 
 
-def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def exemptions_as_exceptions(rows: Sequence[Row], report: Report) -> tuple[list[Row], list[Row]]:
     """Replaces each DUNNO by an exception of the blocking rows below it.
 
     This is for tables that are looked up one after the other: a DUNNO would also exempt from the rows of the next
-    table. Returns the blocking rows, and the DUNNOs without a blocking row below.
+    table. Returns the blocking rows, and the DUNNOs without a blocking row below. Reports a DUNNO as lost if no
+    exception can express it.
     """
     exempt: list[Term] = []
     exceptions: tuple[Term, ...] = ()
@@ -161,11 +170,33 @@ def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]
     unused: list[Row] = []
     for row in rows:
         if row.verdict.verb is Verb.DUNNO:
-            exempt += row.match
             unused.append(row)
             continue
         if unused:
+            for exemption in unused:
+                terms = _exempting_terms(exemption)
+                if terms is None:
+                    report.lose(exemption.line, _INEXPRESSIBLE, exempts=True)
+                    report.taken -= 1
+                else:
+                    exempt += terms
             exceptions = tuple(exempt)  # one object for all rows up to the next exemption
             unused.clear()
         blocking.append(replace(row, exceptions=(*row.exceptions, *exceptions)) if exceptions else row)
     return blocking, unused
+
+
+def _exempting_terms(row: Row) -> Sequence[Term] | None:
+    """Returns terms each of which exempts exactly what the row matches; None if there are none.
+
+    The terms of an `except` are alternatives, so two conditions that must both hold, or one that holds with an
+    exception, cannot be written there. Networks can: the exceptions are cut out of them.
+    """
+    if len({term.condition for term in row.match}) > 1:
+        return None
+    if not row.exceptions:
+        return row.match
+    if not only_networks(row):
+        return None
+    left = addresses_of(row.match) - addresses_of(row.exceptions)
+    return [Term("cidr", text) for text in network_texts(left)]

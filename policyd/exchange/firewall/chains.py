@@ -159,7 +159,7 @@ def flatten(
     if not deciding:
         return [row for rows in by_chain for row in rows]
     # Only the last chain may exempt by DUNNO: an exemption in another chain must not exempt from the chains after it.
-    rows = [row for rows in deciding[:-1] for row in exemptions_as_exceptions(rows)[0]]
+    rows = [row for rows in deciding[:-1] for row in exemptions_as_exceptions(rows, report)[0]]
     return rows + deciding[-1]
 
 
@@ -246,7 +246,7 @@ class _Walk:
             for part in parts:
                 self._follow(step.target, part, depth + 1)
             # A client that the chain accepts is exempted only from the chain's own lines.
-            self.rows = before + exemptions_as_exceptions(self.rows)[0]
+            self.rows = before + exemptions_as_exceptions(self.rows, self._report)[0]
         self._report.note(step.line, _CONDITIONAL_BLOCK.format(step.condition))
 
     def finish(self) -> None:

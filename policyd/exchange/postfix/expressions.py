@@ -109,7 +109,7 @@ def read(
     if not of_clients or attribute is not None:
         return Imported(rows=rows["sender"] + of_clients)
     # Two lookups in one file: a client that one lookup lets through must still pass the other.
-    of_senders, unused = exemptions_as_exceptions(rows["sender"])
+    of_senders, unused = exemptions_as_exceptions(rows["sender"], report)
     for row in unused:
         report.lose(row.line, "no line below it blocks a sender, so there is nothing to exempt from")
         report.taken -= 1

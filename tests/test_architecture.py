@@ -213,6 +213,27 @@ def test_core_stays_small() -> None:
     assert sum(len(path.read_text().splitlines()) for path in FILES if room(path) == "core") <= 2500
 
 
+def shared_names(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Public classes and type aliases that several modules define; `sources` by module name."""
+    modules: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(module)
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+                modules.setdefault(ast.unparse(node.target), []).append(module)
+    return {name: found for name, found in modules.items() if len(found) > 1 and not name.startswith("_")}
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    assert shared_names({module_name(path): path.read_text() for path in FILES}) == {}
+
+
+def test_a_class_name_that_stands_for_two_things_is_found() -> None:
+    sources = {"a": "class X: ...\nclass _Y: ...", "b": "X: TypeAlias = int\nclass _Y: ...", "c": "class Z: ..."}
+    assert shared_names(sources) == {"X": ["a", "b"]}
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) in PURE_ROOMS], ids=name_of)
 def test_core_and_memory_are_pure(path: Path) -> None:
     assert impurities(path, path.read_text()) == []

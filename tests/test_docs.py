@@ -25,7 +25,7 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.owners import Owner
 from policyd.core.protocol import ATTRIBUTES, Request
 from policyd.core.ruleset import Action, Rule, Verb
-from policyd.decision_log.writer import Entry, json_line
+from policyd.decision_log.writer import DecisionEntry, json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -189,7 +189,7 @@ def decision_log_keys() -> list[str]:
     )
     decision = decision._replace(lists={"zen": NOT_LISTED}, greylist=Greylisted.UNKNOWN)
     request = Request.of(dict.fromkeys(ATTRIBUTES, b"RCPT"))
-    entry = Entry(
+    entry = DecisionEntry(
         b"now", b"7Q4K2M9X", request, decision, b"", b"4.7.1 Later", "3f9c2a1b", 0.01, 0.02, memory_is_local=True
     )
     return list(json.loads(json_line(entry)))

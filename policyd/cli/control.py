@@ -18,7 +18,7 @@ from policyd.cli import Failure
 from policyd.cli.options import RulesetName, config_option, json_option
 from policyd.config.control_path import control_path
 from policyd.control.client import ControlError, ask
-from policyd.control.words import Command, Request
+from policyd.control.words import Command, ControlRequest
 from policyd.core.address import parse_address
 from policyd.core.normalize import fold_name
 from policyd.core.printable import printable
@@ -52,12 +52,12 @@ def status(config: str | None, as_json: bool, alive: bool, counter: str | None) 
     if alive and counter:
         raise click.UsageError("use --alive or --counter, not both")
     if counter:
-        _print_highest(_ask(config, Request(Command.STATUS, counter=counter)), as_json=as_json)
+        _print_highest(_ask(config, ControlRequest(Command.STATUS, counter=counter)), as_json=as_json)
         return
     if alive:
-        _ask(config, Request(Command.ALIVE))
+        _ask(config, ControlRequest(Command.ALIVE))
         return
-    answer = _ask(config, Request(Command.STATUS))
+    answer = _ask(config, ControlRequest(Command.STATUS))
     data, attention, notices = answer["data"], list(answer["attention"]), list(answer["notices"])
     if data["version"] != __version__:
         attention.append(f"version {__version__} is installed, and {data['version']} runs; restart policyd")
@@ -87,7 +87,7 @@ def reload(config: str | None, data: bool) -> None:
     policyd reload
     policyd reload --data
     """
-    answer = _ask(config, Request(Command.RELOAD, data=data))
+    answer = _ask(config, ControlRequest(Command.RELOAD, data=data))
     if not answer["ok"]:
         for line in answer["errors"]:
             click.echo(printable(line), err=True)
@@ -131,7 +131,7 @@ def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple
         raise click.UsageError("give one address or name; a key of several parts belongs to --counter")
     what = "\n".join(parts)
     if counter or greylist:
-        answer = _ask(config, Request(Command.FORGET, what=what, counter=counter or "", greylist=greylist))
+        answer = _ask(config, ControlRequest(Command.FORGET, what=what, counter=counter or "", greylist=greylist))
         click.echo(printable(f"{'forgot' if answer['forgotten'] else 'nothing to forget:'} {answer['name']}"))
         return
     raw = os.fsencode(what)
@@ -139,7 +139,7 @@ def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple
         raise click.BadParameter(
             f"'{printable(what)}' is neither an address nor a host name", param_hint="ADDRESS|NAME"
         )
-    answer = _ask(config, Request(Command.FORGET, what=what))
+    answer = _ask(config, ControlRequest(Command.FORGET, what=what))
     clients = answer["clients"]
     if not clients:
         click.echo(f"nothing is cached for {printable(what)}")
@@ -153,7 +153,7 @@ def print_left_alone(paths: list[str]) -> None:
         click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
 
 
-def _ask(config: str | None, request: Request) -> dict[str, Any]:
+def _ask(config: str | None, request: ControlRequest) -> dict[str, Any]:
     path = control_path(config)
     if path is None:
         raise Failure(

@@ -17,19 +17,24 @@ from policyd.config.conditions import CONDITIONS
 from policyd.config.dates import utc_today
 from policyd.config.load import load
 from policyd.exchange.access.keys import LOOKUPS
-from policyd.exchange.exporting import FORMATS as EXPORT_FORMATS
-from policyd.exchange.exporting import NoSuchListError
+from policyd.exchange.exporting import EXPORT_FORMATS, NoSuchListError
 from policyd.exchange.exporting import export as export_rules
-from policyd.exchange.importing import FORMATS as IMPORT_FORMATS
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.exchange.importing import (
+    IMPORT_FORMATS,
+    ImportFailedError,
+    ImportForm,
+    ImportOptions,
+    as_json_object,
+    import_files,
+)
 from policyd.exchange.model import ExportOptions, Verdict
 from policyd.logs.files import STANDARD_INPUT, LogError
 from policyd.tools.display import reading
 from policyd.tools.replace_file import replace_file
 
 if TYPE_CHECKING:
-    from policyd.exchange.importing import Result
-    from policyd.exchange.model import Report
+    from policyd.exchange.importing import ImportResult
+    from policyd.exchange.model import ConversionReport
 
 
 def _verdict(_context: click.Context, _parameter: click.Parameter, written: str | None) -> Verdict | None:
@@ -54,7 +59,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
 @click.option(
     "--as",
     "shape",
-    type=click.Choice([shape.value for shape in Shape]),
+    type=click.Choice([shape.value for shape in ImportForm]),
     help="Write rules, or a list file.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
@@ -128,7 +133,7 @@ def import_(
     try:
         with reading(paths) as advance:
             result = import_files(
-                format_name, paths, ImportOptions(shape=Shape(shape) if shape else None, **options), advance
+                format_name, paths, ImportOptions(shape=ImportForm(shape) if shape else None, **options), advance
             )
     except ImportFailedError as error:
         if error.report is not None:
@@ -150,7 +155,7 @@ def import_(
         sys.exit(1)
 
 
-def _summary(result: Result) -> str:
+def _summary(result: ImportResult) -> str:
     text = f"policyd: {result.report.taken:,} taken, {len(result.report.losses):,} lost"
     if result.lost_exemptions:
         text += (
@@ -238,7 +243,7 @@ def export(
         sys.exit(1)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: ConversionReport) -> None:
     """Prints what was lost or changed, on standard error."""
     for message in report.messages():
         click.echo(message, err=True)

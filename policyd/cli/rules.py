@@ -23,8 +23,7 @@ from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
 from policyd.control.client import ControlError
 from policyd.control.client import ask as ask_daemon
-from policyd.control.words import Command
-from policyd.control.words import Request as ControlRequest
+from policyd.control.words import Command, ControlRequest
 from policyd.core.address import format_address, parse_address
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Inquiry

@@ -17,7 +17,7 @@ from policyd.config.files import OversizedError, UnreadableError, read_file
 from policyd.config.in_force import Text, file_hash
 from policyd.config.load import load_settings
 from policyd.control.client import ControlError, ask
-from policyd.control.words import Command, Request
+from policyd.control.words import Command, ControlRequest
 from policyd.core.printable import printable
 from policyd.fetch.guards import Rules
 
@@ -42,7 +42,7 @@ def rules_in_force(config: str | None, rules: str | None) -> InForce:
     reason = "the settings name no control socket"
     if path is not None:
         try:
-            answer = ask(path, Request(Command.RULES))
+            answer = ask(path, ControlRequest(Command.RULES))
         except ControlError as error:
             reason = str(error)
         else:
@@ -63,7 +63,7 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
     if in_force.control is None:
         return False
     try:
-        answer = ask(in_force.control, Request(Command.STATUS))
+        answer = ask(in_force.control, ControlRequest(Command.STATUS))
     except ControlError:
         return False
     if not answer["ok"]:
@@ -88,7 +88,7 @@ def reload_data(in_force: InForce) -> None:
         )
         return
     try:
-        answer = ask(in_force.control, Request(Command.RELOAD, data=True))
+        answer = ask(in_force.control, ControlRequest(Command.RELOAD, data=True))
     except ControlError as error:
         raise Failure(f"policyd: not reloaded: {error}", 1) from None
     if not answer["ok"]:

@@ -28,7 +28,7 @@ SOURCE_KEYS = ("url", "key_file", "format", "every", "min_entries", "max_change"
 # The keys for a database: its format is detected, and it has no entries for the guards to compare.
 DATABASE_SOURCE_KEYS = ("url", "key_file", "every")
 
-# The names of the importers (policyd.exchange.importing.FORMATS); a test compares them.
+# The names of the importers (policyd.exchange.importing.IMPORT_FORMATS); a test compares them.
 SOURCE_FORMATS = (
     "plain",
     "postfix-access",

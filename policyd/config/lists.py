@@ -53,7 +53,7 @@ LONG_LIST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class WrittenEntry:
     """One entry as written, with its position."""
 
     text: str
@@ -151,12 +151,12 @@ class ListFile:
             return len(parsed)
         return sum(map(bool, (line for _, lines in self._blocks() for line in self._lines(lines))))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[WrittenEntry]:
         """The entries as they are written. Raises ListChangedError."""
         for first, raw_lines in self._blocks():
             for number, (line, raw) in enumerate(zip(self._lines(raw_lines), raw_lines, strict=True), first):
                 if line:
-                    yield Entry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
+                    yield WrittenEntry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
 
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
@@ -291,12 +291,12 @@ class ListDefinition:
     used: bool = False
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[WrittenEntry]:
         """The entries as written, with their positions."""
         if self.file is not None:
             yield from self.file.entries()
         for value in self.values:
-            yield Entry(value.text, self.path, value.line, value.column)
+            yield WrittenEntry(value.text, self.path, value.line, value.column)
 
     def parse(self, form: Form, rule: str, condition: str, report: Report) -> Entries:
         """The entries in the form in which they are compared, the same object for each condition of that form."""

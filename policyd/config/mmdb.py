@@ -58,7 +58,7 @@ class MmdbError(Exception):
     """The file cannot be used. The message says why, without the file's name."""
 
 
-class Shape(NamedTuple):
+class RecordKeys(NamedTuple):
     """The keys under which the records of a file have AS number, name and country; empty for a missing value.
 
     `nested` is the key inside `country`, for files in which the country is a mapping.
@@ -101,7 +101,7 @@ class MmdbFile:
         self.is_damaged = False
         self._get: Callable[[str], Any] = self._reader.get
 
-    def _use(self, shape: Shape) -> None:
+    def _use(self, shape: RecordKeys) -> None:
         self.shape = shape
         self._key, self._nested = shape.country, shape.nested  # read at each request
 
@@ -110,10 +110,10 @@ class MmdbFile:
         self.descriptor = -1
         self._open(descriptor)
 
-    def __getstate__(self) -> Shape:
+    def __getstate__(self) -> RecordKeys:
         return self.shape
 
-    def __setstate__(self, shape: Shape) -> None:
+    def __setstate__(self, shape: RecordKeys) -> None:
         self._use(shape)
         self.descriptor = -1
         self._countries = {}
@@ -269,9 +269,9 @@ class MmdbFile:
         except Exception:  # noqa: BLE001 - damage leads to IndexError, struct.error, RecursionError and others
             raise MmdbError(_DAMAGED) from None
 
-    def _find_shape(self, *, systems: bool, countries: bool) -> Shape:
+    def _find_shape(self, *, systems: bool, countries: bool) -> RecordKeys:
         """Reads records until the keys of the needed values (systems, countries) are found, or too many were read."""
-        shape = Shape()
+        shape = RecordKeys()
         for _, _, _, record in islice(self._networks(self._slow_reader), _SEARCHED):
             if isinstance(record, dict):
                 shape = _with(shape, record)
@@ -302,7 +302,7 @@ def _aliases(get: Callable[[str], tuple[Any, int]]) -> dict[int, int]:
     return found
 
 
-def _with(shape: Shape, record: dict[str, Any]) -> Shape:
+def _with(shape: RecordKeys, record: dict[str, Any]) -> RecordKeys:
     """The shape, with the keys of this record added."""
     if not shape.asn:
         for asn, name in (("autonomous_system_number", "autonomous_system_organization"), ("asn", "as_name")):

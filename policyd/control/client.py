@@ -8,7 +8,7 @@ import struct
 import time
 from typing import Any
 
-from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
+from policyd.control.words import MAX_ANSWER_BYTES, Command, ControlRequest
 
 # Seconds within which the daemon must answer. A reload gets more: it reads every file, and ten million entries take a
 # minute.
@@ -23,7 +23,7 @@ class ControlError(Exception):
     """The daemon cannot be asked, or its answer cannot be understood. The message says why, and what to do."""
 
 
-def ask(path: str, request: Request) -> dict[str, Any]:
+def ask(path: str, request: ControlRequest) -> dict[str, Any]:
     """Returns the daemon's answer. Raises ControlError."""
     try:
         line = _exchange(path, request)
@@ -51,7 +51,7 @@ def ask(path: str, request: Request) -> dict[str, Any]:
     return answer
 
 
-def _exchange(path: str, request: Request) -> bytes:
+def _exchange(path: str, request: ControlRequest) -> bytes:
     """Sends the request and reads the answer. Raises OSError."""
     began = time.monotonic()
     seconds = _RELOAD_SECONDS if request.command is Command.RELOAD else _SECONDS

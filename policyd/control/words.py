@@ -41,7 +41,7 @@ class RequestError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ControlRequest:
     """One request.
 
     `reload`: with `data`, only list files and databases are read again.
@@ -76,7 +76,7 @@ class Request:
         return encode(fields)
 
 
-def parse_request(line: bytes) -> Request:
+def parse_request(line: bytes) -> ControlRequest:
     """Parses a request. Raises RequestError."""
     try:
         fields = json.loads(line)
@@ -107,10 +107,10 @@ def parse_request(line: bytes) -> Request:
         raise RequestError("'counter' is for 'status', 'forget' and 'counted' only")
     if greylist and (command is not Command.FORGET or counter):
         raise RequestError("'greylist' is for 'forget' only, without 'counter'")
-    return Request(command, data, what, counter, greylist)
+    return ControlRequest(command, data, what, counter, greylist)
 
 
-def _parse_counted(fields: dict[str, Any], command: Command) -> Request:
+def _parse_counted(fields: dict[str, Any], command: Command) -> ControlRequest:
     """Parses the other fields of a `counted` request. Raises RequestError."""
     words = {name: fields.get(name, "") for name in ("what", "counter", "value", "definition")}
     if command is not Command.COUNTED:
@@ -119,7 +119,7 @@ def _parse_counted(fields: dict[str, Any], command: Command) -> Request:
         raise RequestError("expected text for 'what', 'counter', 'value' and 'definition', and nothing else")
     if not (words["what"] and words["counter"] and words["definition"]):
         raise RequestError("'counted' needs 'what', 'counter' and 'definition'")
-    return Request(command, **words)
+    return ControlRequest(command, **words)
 
 
 def encode(fields: dict[str, Any]) -> bytes:

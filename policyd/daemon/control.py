@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from policyd.control.words import (
     MAX_REQUEST_BYTES,
     Command,
-    Request,
+    ControlRequest,
     RequestError,
     encode,
     encode_with_text,
@@ -53,8 +53,8 @@ class LongText:
         self.text = text
 
 
-Answer: TypeAlias = "dict[str, Any] | LongText"
-Commands: TypeAlias = "Mapping[Command, Callable[[Request], Awaitable[Answer]]]"
+ControlAnswer: TypeAlias = "dict[str, Any] | LongText"
+Commands: TypeAlias = "Mapping[Command, Callable[[ControlRequest], Awaitable[ControlAnswer]]]"
 
 
 class ControlServer:
@@ -142,7 +142,7 @@ class ControlServer:
                 self._peers[task] = False
         return True
 
-    async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+    async def _write(self, writer: asyncio.StreamWriter, answer: ControlAnswer) -> None:
         async with asyncio.timeout(ANSWER_SECONDS):
             for piece in _pieces(answer):
                 writer.write(piece)
@@ -158,7 +158,7 @@ def _has_request(accepted: socket.socket) -> bool:
         return False
 
 
-def _pieces(answer: Answer) -> Iterator[bytes]:
+def _pieces(answer: ControlAnswer) -> Iterator[bytes]:
     if isinstance(answer, LongText):
         yield from encode_with_text(answer.fields, answer.name, answer.text)
     else:

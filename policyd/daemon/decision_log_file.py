@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 REPORT_SECONDS = 60.0
 
 
-class DecisionLog:
+class DecisionLogFile:
     """Writes the decision log. `lost` counts lines that could not be written.
 
     `path` is a file or FIFO, or `-` for standard output. Call `check` once a second or so.

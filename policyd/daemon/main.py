@@ -29,7 +29,7 @@ from policyd.core.address import parse_address
 from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
-from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.decision_log_file import DecisionLogFile
 from policyd.daemon.memory import DaemonMemory, SharedMemoryError
 from policyd.daemon.operational_log import excerpt
 from policyd.daemon.reload import SIGNALS, LoadError
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
     from policyd.config.in_force import LoadedFile
     from policyd.config.settings import Settings
-    from policyd.control.words import Request
-    from policyd.daemon.control import Answer, Commands
+    from policyd.control.words import ControlRequest
+    from policyd.daemon.control import Commands, ControlAnswer
     from policyd.daemon.operational_log import OperationalLog
     from policyd.daemon.reload import Loader, LoadResult, MappedRuleset
     from policyd.memory.definitions import CounterDefinition
@@ -169,7 +169,7 @@ class _Daemon:
         self._memory = DaemonMemory(settings, loaded.ruleset)
         await self._memory.connect()
         self._run_in_background(self._memory.run())
-        self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
+        self._decision_log = DecisionLogFile(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
             loaded.ruleset,
             settings,
@@ -420,15 +420,15 @@ class _Daemon:
             Command.COUNTED: self._tell_counted,
         }
 
-    async def _tell_alive(self, _request: Request) -> Answer:
+    async def _tell_alive(self, _request: ControlRequest) -> ControlAnswer:
         return {"ok": True, "version": __version__, "pid": os.getpid()}
 
-    async def _tell_status(self, request: Request) -> Answer:
+    async def _tell_status(self, request: ControlRequest) -> ControlAnswer:
         if request.counter:
             return await self._tell_highest(request.counter)
         return {"ok": True, **status(self._running)}
 
-    async def _reload_on_request(self, request: Request) -> Answer:
+    async def _reload_on_request(self, request: ControlRequest) -> ControlAnswer:
         waiting: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
         if self._ended.is_set():
             waiting.set_result(_ENDING)
@@ -448,7 +448,7 @@ class _Daemon:
             "left_alone": result.left_alone,
         }
 
-    async def _tell_highest(self, name: str) -> Answer:
+    async def _tell_highest(self, name: str) -> ControlAnswer:
         counter = self._counter(name)
         if counter is None:
             return self._no_counter(name)
@@ -464,12 +464,12 @@ class _Daemon:
             (counter.definition for counter in self._server.ruleset.counters if counter.definition.name == name), None
         )
 
-    def _no_counter(self, name: str) -> Answer:
+    def _no_counter(self, name: str) -> ControlAnswer:
         names = ", ".join(counter.definition.name for counter in self._server.ruleset.counters)
         known = f"the counters are {names}" if names else "the ruleset in force has none"
         return failure(f"there is no counter {name!r:.80}; {known}")
 
-    async def _forget_counted(self, request: Request) -> Answer:
+    async def _forget_counted(self, request: ControlRequest) -> ControlAnswer:
         """Resets a key of a counter, or forgets that a network has passed greylisting, in this process and on the
         shared server.
         """
@@ -497,7 +497,7 @@ class _Daemon:
         _log.info("forgot %s (%s)", name, "it was remembered" if forgotten else "nothing was remembered")
         return {"ok": True, "forgotten": forgotten, "name": name}
 
-    async def _forget(self, request: Request) -> Answer:
+    async def _forget(self, request: ControlRequest) -> ControlAnswer:
         if request.counter or request.greylist:
             return await self._forget_counted(request)
         what = request.what.encode("utf-8", "replace")
@@ -511,7 +511,7 @@ class _Daemon:
         )
         return {"ok": True, "clients": count}
 
-    async def _tell_counted(self, request: Request) -> Answer:
+    async def _tell_counted(self, request: ControlRequest) -> ControlAnswer:
         counter = self._counter(request.counter)
         if counter is None:
             return self._no_counter(request.counter)
@@ -523,7 +523,7 @@ class _Daemon:
         except SharedMemoryError as error:
             return failure(str(error))
 
-    async def _tell_rules(self, _request: Request) -> Answer:
+    async def _tell_rules(self, _request: ControlRequest) -> ControlAnswer:
         """Answers with the rules in force and their path; `policyd fetch` and `block` check new lists with them."""
         loaded = self._running.loaded
         fields = {"ok": True, "ruleset": loaded.ruleset.hash, **_paths(loaded.files)}

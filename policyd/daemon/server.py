@@ -27,7 +27,7 @@ from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from policyd.core.throttle import MessageThrottle
 from policyd.daemon.decision_ids import DecisionIds
-from policyd.decision_log.writer import Entry, Timestamps, json_line, text_line
+from policyd.decision_log.writer import DecisionEntry, Timestamps, json_line, text_line
 from policyd.state.memory import uses_memory
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.index import Ruleset
     from policyd.daemon.counters import Counters
-    from policyd.daemon.decision_log_file import DecisionLog
+    from policyd.daemon.decision_log_file import DecisionLogFile
     from policyd.dns.facts import FactFinder
     from policyd.state.memory import Memory
 
@@ -65,7 +65,7 @@ class Server:
         settings: Settings,
         facts: FactFinder,
         memory: Memory,
-        decision_log: DecisionLog,
+        decision_log: DecisionLogFile,
         *,
         counters: Counters,
         max_connections: int,
@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
             seconds,
             memory is not None and memory.is_local,
         )
-        entry = _new(Entry, fields)
+        entry = _new(DecisionEntry, fields)
         server.decision_log.append(server.line(entry))
         server.counters.decided(action, decision, seconds)
         if at_once:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import SENDER_STATES
 from policyd.core.ruleset import DEFAULT_RULE, Verb
-from policyd.decision_log.record import FIELDS, KEPT_WHEN_EMPTY, NO_NAME, Form, as_object, format_text, unescape
+from policyd.decision_log.record import FIELDS, KEPT_WHEN_EMPTY, NO_NAME, FieldForm, as_object, format_text, unescape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,20 +165,20 @@ def _bare(value: bytes | None, read: Read) -> bytes:
     return read(value) if value else b""
 
 
-_from_text: dict[Form, Callable[[bytes | None, Read], Any]] = {
-    Form.WORD: _bare,
-    Form.VALUE: _bare,
-    Form.ADDRESS: _bare,
-    Form.CLIENT: lambda value, read: b"" if value == NO_NAME else _bare(value, read),
-    Form.BRACKETS: lambda value, read: read(value[1:-1]) if value else b"",
-    Form.SENDER: lambda value, read: read(value[1:-1]) if value is not None else None,
-    Form.QUOTES: lambda value, read: read(value.removeprefix(b'"').removesuffix(b'"')) if value else b"",
-    Form.LIST: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
-    Form.NUMBER: lambda value, _read: float(value) if value and _NUMBER.fullmatch(value) else None,
-    Form.INTEGER: lambda value, _read: _as_asn(int(value)) if value and _DIGITS.fullmatch(value) else 0,
-    Form.FLAG: lambda value, _read: value == b"true",
-    Form.DNS_LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
-    Form.JSON_ONLY: lambda _value, _read: b"",
+_from_text: dict[FieldForm, Callable[[bytes | None, Read], Any]] = {
+    FieldForm.WORD: _bare,
+    FieldForm.VALUE: _bare,
+    FieldForm.ADDRESS: _bare,
+    FieldForm.CLIENT: lambda value, read: b"" if value == NO_NAME else _bare(value, read),
+    FieldForm.BRACKETS: lambda value, read: read(value[1:-1]) if value else b"",
+    FieldForm.SENDER: lambda value, read: read(value[1:-1]) if value is not None else None,
+    FieldForm.QUOTES: lambda value, read: read(value.removeprefix(b'"').removesuffix(b'"')) if value else b"",
+    FieldForm.LIST: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
+    FieldForm.NUMBER: lambda value, _read: float(value) if value and _NUMBER.fullmatch(value) else None,
+    FieldForm.INTEGER: lambda value, _read: _as_asn(int(value)) if value and _DIGITS.fullmatch(value) else 0,
+    FieldForm.FLAG: lambda value, _read: value == b"true",
+    FieldForm.DNS_LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
+    FieldForm.JSON_ONLY: lambda _value, _read: b"",
 }
 
 
@@ -212,24 +212,24 @@ def _number(value: Any) -> float | None:
     return abs(float(value)) if isinstance(value, int | float) and 0 <= value < 1e15 else None
 
 
-_from_json: dict[Form, Callable[[Any], Any]] = {
-    Form.WORD: _text,
-    Form.VALUE: _text,
-    Form.ADDRESS: _text,
-    Form.CLIENT: lambda value: b"" if value == "unknown" else _text(value),
-    Form.BRACKETS: _text,
-    Form.SENDER: lambda value: _text(value) if isinstance(value, str) else None,
-    Form.QUOTES: _text,
-    Form.LIST: _names,
-    Form.NUMBER: _number,
-    Form.INTEGER: lambda value: _as_asn(value) if type(value) is int else 0,
-    Form.FLAG: lambda value: value is True,
-    Form.DNS_LISTS: lambda value: (
+_from_json: dict[FieldForm, Callable[[Any], Any]] = {
+    FieldForm.WORD: _text,
+    FieldForm.VALUE: _text,
+    FieldForm.ADDRESS: _text,
+    FieldForm.CLIENT: lambda value: b"" if value == "unknown" else _text(value),
+    FieldForm.BRACKETS: _text,
+    FieldForm.SENDER: lambda value: _text(value) if isinstance(value, str) else None,
+    FieldForm.QUOTES: _text,
+    FieldForm.LIST: _names,
+    FieldForm.NUMBER: _number,
+    FieldForm.INTEGER: lambda value: _as_asn(value) if type(value) is int else 0,
+    FieldForm.FLAG: lambda value: value is True,
+    FieldForm.DNS_LISTS: lambda value: (
         tuple(_text(f"{name}:{answer}") for name, answer in value.items() if isinstance(answer, str))
         if isinstance(value, dict)
         else ()
     ),
-    Form.JSON_ONLY: _text,
+    FieldForm.JSON_ONLY: _text,
 }
 
 

@@ -24,7 +24,7 @@ LIMITS = (MAX_LINE, 1024, 512, 256)
 Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
 
 
-class Form(Enum):
+class FieldForm(Enum):
     """The form of a field in the text format."""
 
     WORD = "word"  # the bare value; the first two fields of a line
@@ -47,45 +47,45 @@ class Field(NamedTuple):
 
     key: str
     text: str
-    form: Form = Form.VALUE
+    form: FieldForm = FieldForm.VALUE
 
 
 FIELDS = (
-    Field("time", "", Form.WORD),
-    Field("action", "", Form.WORD),
+    Field("time", "", FieldForm.WORD),
+    Field("action", "", FieldForm.WORD),
     Field("would", "would"),
     Field("id", "id"),
     Field("rule", "rule"),
-    Field("client_address", "", Form.ADDRESS),
-    Field("hostname", "client", Form.CLIENT),
-    Field("asn", "asn", Form.INTEGER),
-    Field("asn_name", "", Form.JSON_ONLY),
+    Field("client_address", "", FieldForm.ADDRESS),
+    Field("hostname", "client", FieldForm.CLIENT),
+    Field("asn", "asn", FieldForm.INTEGER),
+    Field("asn_name", "", FieldForm.JSON_ONLY),
     Field("country", "country"),
-    Field("claimed", "claimed", Form.LIST),
+    Field("claimed", "claimed", FieldForm.LIST),
     Field("reverse_dns", "rdns"),
-    Field("lists", "lists", Form.DNS_LISTS),
+    Field("lists", "lists", FieldForm.DNS_LISTS),
     Field("dns_error", "dns_error"),
-    Field("downgraded", "downgraded", Form.FLAG),
+    Field("downgraded", "downgraded", FieldForm.FLAG),
     Field("protocol_state", "state"),
-    Field("sender", "from", Form.SENDER),
-    Field("recipient", "to", Form.BRACKETS),
-    Field("helo_name", "helo", Form.BRACKETS),
+    Field("sender", "from", FieldForm.SENDER),
+    Field("recipient", "to", FieldForm.BRACKETS),
+    Field("helo_name", "helo", FieldForm.BRACKETS),
     Field("sasl_username", "sasl_username"),
     Field("instance", "instance"),
     Field("queue_id", "queue_id"),
-    Field("observed", "observed", Form.LIST),
+    Field("observed", "observed", FieldForm.LIST),
     Field("greylist", "greylist"),
     Field("memory", "memory"),
     Field("ruleset", "ruleset"),
-    Field("dns_ms", "dns_ms", Form.NUMBER),
-    Field("ms", "ms", Form.NUMBER),
-    Field("reply", "reply", Form.QUOTES),
+    Field("dns_ms", "dns_ms", FieldForm.NUMBER),
+    Field("ms", "ms", FieldForm.NUMBER),
+    Field("reply", "reply", FieldForm.QUOTES),
 )
 
 # The null sender and times that round to 0 are kept; every other empty field is left out.
 KEPT_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
 
-_NOT_IN_TEXT = frozenset({Form.ADDRESS, Form.JSON_ONLY})
+_NOT_IN_TEXT = frozenset({FieldForm.ADDRESS, FieldForm.JSON_ONLY})
 
 # The `hostname` of a client without a verified name.
 NO_NAME = b"unknown"
@@ -113,7 +113,7 @@ def format_text(record: Mapping[str, Value], limit: int) -> bytes:
     """Returns the record as a line of text without its line end, each value cut at `limit` bytes."""
     words = []
     for key, text, form in FIELDS:
-        if form is Form.CLIENT:
+        if form is FieldForm.CLIENT:
             name = _escape(record.get(key) or NO_NAME, limit, _TO_ESCAPE_IN_NAME)
             words.append(b"client=%b[%b]" % (name, _escape(record.get("client_address", b""), limit)))
             continue
@@ -122,11 +122,11 @@ def format_text(record: Mapping[str, Value], limit: int) -> bytes:
             continue
         start = text.encode()
         match form:
-            case Form.WORD:
+            case FieldForm.WORD:
                 words.append(_escape(value, limit))
-            case Form.BRACKETS | Form.SENDER:
+            case FieldForm.BRACKETS | FieldForm.SENDER:
                 words.append(b"%b=<%b>" % (start, _escape(value, limit)))
-            case Form.QUOTES:
+            case FieldForm.QUOTES:
                 words.append(b'%b="%b"' % (start, _escape(value, limit, _TO_ESCAPE_IN_QUOTES)))
             case _:
                 words.append(b"%b=%b" % (start, _escape(value, limit)))
@@ -167,9 +167,9 @@ def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[s
     fields: dict[str, str | list[str] | dict[str, str] | float | bool] = {}
     for key, _, form in FIELDS:
         value = record.get(key)
-        if form is Form.CLIENT:
+        if form is FieldForm.CLIENT:
             value = value or NO_NAME
-        if form is Form.DNS_LISTS and isinstance(value, tuple):
+        if form is FieldForm.DNS_LISTS and isinstance(value, tuple):
             items = (item.decode("ascii", "replace") for item in value)
             fields[key] = dict(item.split(":", 1) for item in _json_items(items, limit) if ":" in item)
         elif value is not None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from policyd.decision_log.record import Value
 
 
-class Entry(NamedTuple):
+class DecisionEntry(NamedTuple):
     """One decision, as it is logged."""
 
     time: bytes  # RFC 3339
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     memory_is_local: bool = False  # the shared memory did not answer, so the process's own did
 
 
-def record_of(entry: Entry) -> dict[str, Value]:
+def record_of(entry: DecisionEntry) -> dict[str, Value]:
     """Returns the fields of a decision, without those that are empty (except KEPT_WHEN_EMPTY)."""
     get = entry.request.get
     decision, identity = entry.decision, entry.decision.identity
@@ -90,7 +90,7 @@ def record_of(entry: Entry) -> dict[str, Value]:
     return {key: value for key, value in record.items() if value or (value is not None and key in KEPT_WHEN_EMPTY)}
 
 
-def _fit_line(format_record: Callable[[Mapping[str, Value], int], bytes], entry: Entry) -> bytes:
+def _fit_line(format_record: Callable[[Mapping[str, Value], int], bytes], entry: DecisionEntry) -> bytes:
     """The line of an entry, with its values cut no more than necessary."""
     record = record_of(entry)
     for limit in LIMITS:
@@ -100,7 +100,7 @@ def _fit_line(format_record: Callable[[Mapping[str, Value], int], bytes], entry:
     return line
 
 
-def json_line(entry: Entry) -> bytes:
+def json_line(entry: DecisionEntry) -> bytes:
     """Returns a decision as one JSON object."""
     return _fit_line(format_json, entry)
 
@@ -144,7 +144,7 @@ _ATTRIBUTES = _AttributeGetter(
 _RDNS = {status: b" rdns=" + status.encode() for status in Status}
 
 
-def text_line(entry: Entry) -> bytes:
+def text_line(entry: DecisionEntry) -> bytes:
     """Returns a decision as a line of the text format, in the style of Postfix's own log."""
     time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
     verb, rule, _, _, observed, downgraded, identity, observing, lists, _, owner, greylist, _ = decision

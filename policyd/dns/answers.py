@@ -34,7 +34,7 @@ MAX_SECONDS = 3600
 MANY_RECORDS = 256
 
 
-class Record(Protocol):
+class ResourceRecord(Protocol):
     """A resource record as aiodns gives it. Names are in presentation form, without the trailing dot."""
 
     name: str
@@ -107,7 +107,9 @@ def settled_answer(
     return read_answer(query.result().answer[:MANY_RECORDS], name, kind)
 
 
-def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
+def read_answer(
+    answer: Sequence[ResourceRecord], name: str, kind: RecordType
+) -> tuple[tuple[Any, ...] | Reason, int | None]:
     """Reads the records of one type that a name has, and the smallest TTL of these and of the aliases before them.
 
     `answer` is the answer section of a message that c-ares reports as a success. Records of other names are ignored.
@@ -115,8 +117,8 @@ def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[
     is a definite "none", without a TTL. A loop and a message without any record for the name are malformed (c-ares
     reports an unknown response code as a success without records).
     """
-    records: dict[str, list[Record]] = {}
-    aliases: dict[str, Record] = {}
+    records: dict[str, list[ResourceRecord]] = {}
+    aliases: dict[str, ResourceRecord] = {}
     for record in answer:
         if record.type == kind.number:
             records.setdefault(record.name.lower(), []).append(record)

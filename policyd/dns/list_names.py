@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 
-Subject: TypeAlias = "Address | bytes"
+ListSubject: TypeAlias = "Address | bytes"
 
 # RFC 1035 section 2.3.4: 255 octets on the wire are 253 characters.
 MAX_NAME = 253
@@ -42,7 +42,7 @@ _NEVER_ASKED = (
 _FIRST_OCTETS = frozenset({10, 172, 192, 100, 127, 169})
 
 
-def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[Subject, ...]:
+def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[ListSubject, ...]:
     """Returns the subjects to look up in the list; empty if the request has none.
 
     For `ask: hostname` these are the verified names or, if there are none, the claimed names; at most ten. The identity
@@ -72,7 +72,7 @@ def _may_ask(address: Address) -> bool:
     return not any(v == version and number >> bits - length == first for v, first, length in _NEVER_ASKED)
 
 
-def question(dns_list: DnsList, subject: Subject) -> str:
+def question(dns_list: DnsList, subject: ListSubject) -> str:
     """Returns the name whose A records are the list's answer for a subject."""
     if isinstance(subject, bytes):
         return f"{subject.decode('ascii')}.{dns_list.zone}"

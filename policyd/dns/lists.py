@@ -5,7 +5,7 @@ bounded for each list, so a silent list does not delay another; and that a list 
 is neither asked nor trusted. `policyd.dns.list_answers` interprets answers, `policyd.dns.list_health` tracks
 self-tests, and the caller keeps the deadline of a request.
 
-A query that gets an answer costs no task: a callback reads it. After silence or a malformed answer, a `Lookup` asks
+A query that gets an answer costs no task: a callback reads it. After silence or a malformed answer, a `DnsLookup` asks
 again, in a task.
 """
 
@@ -32,8 +32,8 @@ from policyd.dns.answers import MAX_SECONDS, A, settled_answer
 from policyd.dns.channels import NameServers
 from policyd.dns.list_answers import is_suspect, read_list_answer
 from policyd.dns.list_health import Due, ListHealth, SelfTestResult, judge_self_test, self_test_questions
-from policyd.dns.list_names import Subject, question, subjects
-from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, Lookup
+from policyd.dns.list_names import ListSubject, question, subjects
+from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, DnsLookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -120,7 +120,7 @@ class _Waiter(NamedTuple):
     """A list, and the subject about which it waits for the answer of a query."""
 
     state: ListState
-    subject: Subject
+    subject: ListSubject
     answer: asyncio.Future[ListAnswer]
 
 
@@ -145,7 +145,7 @@ class DnsLists:
         self.bugs = 0
         self._loop = asyncio.get_running_loop()
         self._random = SystemRandom()
-        self._cache: LRUCache[Subject, _SubjectAnswers] = LRUCache(0)
+        self._cache: LRUCache[ListSubject, _SubjectAnswers] = LRUCache(0)
         # Changes if the lists or their health change; joint answers of an earlier version are not used.
         self._version = 0
         self._queries: dict[str, _Query] = {}
@@ -213,7 +213,7 @@ class DnsLists:
     ) -> Mapping[str, ListAnswer]:
         """Does the same as `known_answers`, list by list; `known` has the answers for the client's address."""
         answers = {}
-        addresses: tuple[Subject, ...] | None = None
+        addresses: tuple[ListSubject, ...] | None = None
         kept = known.kept if known is not None else {}
         until = math.inf
         found: list[ListCounters] = []
@@ -256,7 +256,7 @@ class DnsLists:
 
     # --- Answers of one list ----------------------------------------------------------------------------------------
 
-    def known_answer(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
+    def known_answer(self, name: str, asked_for: Sequence[ListSubject]) -> ListAnswer | None:
         """Returns a list's answer for these subjects if it needs no query, else None."""
         state = self.states.get(name)
         if not asked_for:
@@ -268,7 +268,7 @@ class DnsLists:
         answers = [self._cached_answer(state, subject) for subject in asked_for]
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
-    def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
+    def look_up(self, name: str, asked_for: Sequence[ListSubject]) -> asyncio.Future[ListAnswer]:
         """Asks a list about these subjects; `known_answer` had no answer for all of them.
 
         The future raises nothing, and must not be cancelled, because other requests may wait for it.
@@ -308,7 +308,7 @@ class DnsLists:
                 await asyncio.sleep(0)
         return count
 
-    def _cached_answer(self, state: ListState, subject: Subject) -> ListAnswer | None:
+    def _cached_answer(self, state: ListState, subject: ListSubject) -> ListAnswer | None:
         known = self._cache.get(subject)
         if known is None or (cached := known.kept.get(state.definition.name)) is None:
             return None
@@ -320,7 +320,7 @@ class DnsLists:
     def _is_valid(self, kept: _CachedAnswer, state: ListState, now: float) -> bool:
         return kept.until > now and kept.state is state and kept.generation == state.generation
 
-    def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
+    def _look_up(self, state: ListState, subject: ListSubject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
         kept = self._cached_answer(state, subject)
         if kept is not None:  # this answer is known; that of another subject of the request is not
@@ -377,7 +377,7 @@ class DnsLists:
     async def _ask_in_task(self, query: _Query, first: Answer | None) -> None:
         """Sends a query that `_ask` could not send, or sends it again, until the deadline."""
         try:
-            lookup = Lookup(query.servers)
+            lookup = DnsLookup(query.servers)
             left = query.began + self._dns.timeout - monotonic()
             expiry = self._loop.call_later(max(0.0, left), lookup.expire)
             try:
@@ -409,7 +409,7 @@ class DnsLists:
                 self.check()
         query.waiters.clear()
 
-    def _keep(self, state: ListState, subject: Subject, answer: ListAnswer, until: float) -> None:
+    def _keep(self, state: ListState, subject: ListSubject, answer: ListAnswer, until: float) -> None:
         if not self._cache.maxsize:
             return
         known = self._cache.get(subject)
@@ -530,7 +530,7 @@ async def ask_once(
     answers: dict[str, ListAnswer] = {}
     trace: list[ListQueryTrace] = []
 
-    async def ask(dns_list: DnsList, subject: Subject) -> ListAnswer:
+    async def ask(dns_list: DnsList, subject: ListSubject) -> ListAnswer:
         name = question(dns_list, subject)
         began = monotonic()
         (found,) = await _ask_all((name,), dns)
@@ -557,7 +557,7 @@ async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTe
 async def _ask_all(names: Iterable[str], dns: Dns) -> list[AddressesAnswer]:
     """Returns the A records of each name (empty if it has none), or the reason of a failure, within one deadline."""
     servers = NameServers(dns)
-    lookup = Lookup(servers)
+    lookup = DnsLookup(servers)
     expiry = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
     try:
         return [answer.found for answer in await lookup.ask([name.encode() for name in names], A)]

@@ -1,7 +1,7 @@
 """One lookup with one deadline: sends queries, collects answers, and sends queries again.
 
-`Lookup` implements `policyd.dns.identify.IdentityLookups` for one client, and also queries DNS lists. A silent server
-is asked again until the deadline; after a malformed answer the query is sent once more, over a separate channel.
+`DnsLookup` implements `policyd.dns.identify.IdentityLookups` for one client, and also queries DNS lists. A silent
+server is asked again until the deadline; after a malformed answer the query is sent once more, over a separate channel.
 `policyd.dns.resolver` and `policyd.dns.lists` have the caches and limits.
 """
 
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     at: float  # arrival, on the monotonic clock; 0 without a trace
 
 
-class Lookup:
+class DnsLookup:
     """The queries of one client, up to one deadline: `policyd.dns.identify.IdentityLookups` over aiodns.
 
     Collects the seconds that the result may be cached and, if `trace` is given, each query with its answer.

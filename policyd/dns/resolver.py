@@ -21,7 +21,7 @@ from policyd.core.normalize import fold_name
 from policyd.core.throttle import MessageThrottle
 from policyd.dns.channels import NameServers
 from policyd.dns.identify import identify
-from policyd.dns.lookup import ERROR_SECONDS, Lookup, QueryTrace
+from policyd.dns.lookup import ERROR_SECONDS, DnsLookup, QueryTrace
 
 if TYPE_CHECKING:
     from policyd.config.settings import Dns
@@ -117,7 +117,7 @@ class Resolver:
             counters.refused += 1
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
             return self._done_future(_TOO_MANY)
-        lookup = Lookup(self.servers)
+        lookup = DnsLookup(self.servers)
         task = self._loop.create_task(self._look_up(address, lookup))
         self._in_flight[address] = _RunningLookup(task, lookup)
         return task
@@ -154,7 +154,7 @@ class Resolver:
         future.set_result(identity)
         return future
 
-    async def _look_up(self, address: Address, lookup: Lookup) -> Identity:
+    async def _look_up(self, address: Address, lookup: DnsLookup) -> Identity:
         """Asks DNS, within the deadline, and caches the answer."""
         began = monotonic()
         deadline = self._loop.call_later(self._timeout, lookup.expire)
@@ -183,7 +183,7 @@ async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, lis
     """Looks up one client without a cache; returns its identity, and each query with its result, in order."""
     servers = NameServers(dns)
     trace: list[QueryTrace] = []
-    lookup = Lookup(servers, trace)
+    lookup = DnsLookup(servers, trace)
     deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
     began = monotonic()
     try:
@@ -198,7 +198,7 @@ class _RunningLookup(NamedTuple):
     """A lookup in flight."""
 
     task: asyncio.Task[Identity]
-    lookup: Lookup
+    lookup: DnsLookup
 
 
 class _CachedIdentity(NamedTuple):

@@ -15,7 +15,7 @@ from policyd.core.ruleset import Kind, Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
-from policyd.exchange.model import Line, Report, Row, Term, UnsupportedError, Verdict
+from policyd.exchange.model import ConversionReport, Line, Row, Term, UnsupportedError, Verdict
 from policyd.exchange.owned_networks import OwnedNetworks
 from policyd.exchange.postfix import cidr
 from policyd.exchange.values import looks_like_address, term
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """A format that can be exported.
 
     With `keeps_inactive`, the output also has observed and expired rules, with their mode and date.
     """
 
-    write: Callable[[Sequence[Row], Report, ExportOptions], str]
+    write: Callable[[Sequence[Row], ConversionReport, ExportOptions], str]
     keeps_inactive: bool = False
 
 
-FORMATS: dict[str, Format] = {
-    "plain": Format(plain.write),
-    "nftables": Format(nftables.write),
-    "iptables": Format(iptables.write),
-    "ipset": Format(ipset.write),
-    "postfix-cidr": Format(cidr.write),
-    "postfix-access": Format(postfix.write),
-    "postscreen-cidr": Format(cidr.write_postscreen),
-    "sendmail-access": Format(sendmail.write),
-    "rspamd-map": Format(rspamd_map.write),
-    "csv": Format(csv_table.write, keeps_inactive=True),
-    "json": Format(json_rules.write, keeps_inactive=True),
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "plain": ExportFormat(plain.write),
+    "nftables": ExportFormat(nftables.write),
+    "iptables": ExportFormat(iptables.write),
+    "ipset": ExportFormat(ipset.write),
+    "postfix-cidr": ExportFormat(cidr.write),
+    "postfix-access": ExportFormat(postfix.write),
+    "postscreen-cidr": ExportFormat(cidr.write_postscreen),
+    "sendmail-access": ExportFormat(sendmail.write),
+    "rspamd-map": ExportFormat(rspamd_map.write),
+    "csv": ExportFormat(csv_table.write, keeps_inactive=True),
+    "json": ExportFormat(json_rules.write, keeps_inactive=True),
 }
 
 
@@ -61,28 +61,28 @@ class NoSuchListError(Exception):
 
 def export(
     name: str, loaded: Loaded, options: ExportOptions, today: datetime.date, lists: Sequence[str] = ()
-) -> tuple[str, Report]:
+) -> tuple[str, ConversionReport]:
     """Exports the rules or, if `lists` is not empty, the lists with these names, in the format `name`.
 
     `today` is the date in UTC, which decides whether a rule has expired. Raises `NoSuchListError`.
     """
-    report = Report()
+    report = ConversionReport()
     path = loaded.rules_file.path
     if lists:
         rows = list(_of_lists(loaded, lists, options.verdict, report))
         what = ", ".join(lists)
     else:
-        keeps_inactive = FORMATS[name].keeps_inactive
+        keeps_inactive = EXPORT_FORMATS[name].keeps_inactive
         rules = _of_rules(loaded, report, None if keeps_inactive else OwnedNetworks(loaded))
         rows = list(_in_force(rules, report, today, keeps_inactive=keeps_inactive))
         what = "rules"
         _report_outside_rules(loaded, report)
     # The name of a file may contain any character, and is written into a comment.
     heading = f"{what} of {Path(path).name} (ruleset {loaded.ruleset.hash}), exported by policyd"
-    return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
+    return EXPORT_FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
 
-def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> Iterator[Row]:
+def _of_rules(loaded: Loaded, report: ConversionReport, owned: OwnedNetworks | None) -> Iterator[Row]:
     """Yields the rules as rows, and reports those that no format can express.
 
     With `owned`, autonomous systems and countries become their networks.
@@ -124,7 +124,9 @@ def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
                 yield from (Term(condition.name, entry.text) for entry in loaded.lists[value[1:]].entries())
 
 
-def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, keeps_inactive: bool) -> Iterator[Row]:
+def _in_force(
+    rows: Iterable[Row], report: ConversionReport, today: datetime.date, *, keeps_inactive: bool
+) -> Iterator[Row]:
     for row in rows:
         if keeps_inactive:
             yield row
@@ -138,7 +140,7 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, keep
             yield row
 
 
-def _report_outside_rules(loaded: Loaded, report: Report) -> None:
+def _report_outside_rules(loaded: Loaded, report: ConversionReport) -> None:
     """Reports the settings of a ruleset that no rule contains."""
     path = loaded.rules_file.path
     if loaded.ruleset.observe:
@@ -147,7 +149,7 @@ def _report_outside_rules(loaded: Loaded, report: Report) -> None:
         report.lose(Line(path, 0, f"default {Verdict.of(loaded.ruleset.default).action}"), "only rules are exported")
 
 
-def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Report) -> Iterator[Row]:
+def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: ConversionReport) -> Iterator[Row]:
     conditions_of_lists = {
         value[1:]: condition.name
         for rule in loaded.ruleset.rules
@@ -171,7 +173,7 @@ def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Re
             yield Row(line, tuple(Term(condition, entry) for entry in entries), verdict, (), name)
 
 
-def _valid(condition: str, entries: Iterable[str], line: Line, report: Report) -> Iterator[str]:
+def _valid(condition: str, entries: Iterable[str], line: Line, report: ConversionReport) -> Iterator[str]:
     for entry in entries:
         try:
             yield term(condition, entry).value

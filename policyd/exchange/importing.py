@@ -17,7 +17,17 @@ from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import plain, postgrey, rspamd_map, spamhaus_drop, whois
-from policyd.exchange.model import DUNNO, REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, location
+from policyd.exchange.model import (
+    DUNNO,
+    REJECT,
+    ConversionReport,
+    Imported,
+    IncompleteError,
+    Line,
+    Term,
+    Verdict,
+    location,
+)
 from policyd.exchange.network_sets import blocked_addresses, network_texts, only_networks
 from policyd.exchange.postfix import cidr, pcre, postconf, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
@@ -32,7 +42,7 @@ if TYPE_CHECKING:
 MAX_LINES = 10_000_000
 
 
-class Shape(StrEnum):
+class ImportForm(StrEnum):
     """The form in which an import is written."""
 
     RULES = "rules"
@@ -40,7 +50,7 @@ class Shape(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ImportFormat:
     """A format that can be imported: its reader, and the fields of `ImportOptions` that the reader takes.
 
     `from_the_top` means that the first matching line decides, so a line exempts only from the lines below it.
@@ -59,22 +69,22 @@ _ATTRIBUTE = frozenset({"attribute"})
 # Maximum bytes of a line of JSON, which is often the whole document: enough for an nftables set of a million elements.
 _MAX_JSON_LINE = 64 << 20
 
-FORMATS: dict[str, Format] = {
-    "plain": Format(plain.read, _ATTRIBUTE),
-    "postfix-access": Format(postfix.read, _ATTRIBUTE | {"dotted", "delimiter"}),
-    "postfix-cidr": Format(cidr.read, from_the_top=True),
-    "postfix-pcre": Format(pcre.read, _ATTRIBUTE, from_the_top=True),
-    "postfix-regexp": Format(regexp.read, _ATTRIBUTE, from_the_top=True),
-    "sendmail-access": Format(sendmail.read),
-    "postconf": Format(postconf.read, from_the_top=True),
-    "postfwd": Format(postfwd.read, from_the_top=True),
-    "postgrey": Format(postgrey.read, _ATTRIBUTE, verdict=DUNNO),
-    "whois": Format(whois.read, longest_line=_MAX_JSON_LINE),
-    "spamhaus-drop": Format(spamhaus_drop.read),
-    "iptables-save": Format(iptables.read, frozenset({"port", "interface"})),
-    "nft": Format(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_MAX_JSON_LINE),
-    "ipset": Format(ipset.read, frozenset({"sets"})),
-    "rspamd-map": Format(rspamd_map.read, _ATTRIBUTE),
+IMPORT_FORMATS: dict[str, ImportFormat] = {
+    "plain": ImportFormat(plain.read, _ATTRIBUTE),
+    "postfix-access": ImportFormat(postfix.read, _ATTRIBUTE | {"dotted", "delimiter"}),
+    "postfix-cidr": ImportFormat(cidr.read, from_the_top=True),
+    "postfix-pcre": ImportFormat(pcre.read, _ATTRIBUTE, from_the_top=True),
+    "postfix-regexp": ImportFormat(regexp.read, _ATTRIBUTE, from_the_top=True),
+    "sendmail-access": ImportFormat(sendmail.read),
+    "postconf": ImportFormat(postconf.read, from_the_top=True),
+    "postfwd": ImportFormat(postfwd.read, from_the_top=True),
+    "postgrey": ImportFormat(postgrey.read, _ATTRIBUTE, verdict=DUNNO),
+    "whois": ImportFormat(whois.read, longest_line=_MAX_JSON_LINE),
+    "spamhaus-drop": ImportFormat(spamhaus_drop.read),
+    "iptables-save": ImportFormat(iptables.read, frozenset({"port", "interface"})),
+    "nft": ImportFormat(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_MAX_JSON_LINE),
+    "ipset": ImportFormat(ipset.read, frozenset({"sets"})),
+    "rspamd-map": ImportFormat(rspamd_map.read, _ATTRIBUTE),
 }
 
 
@@ -93,7 +103,7 @@ class ImportOptions:
     attribute: str | None = None
     dotted: bool = False
     delimiter: str = ""
-    shape: Shape | None = None
+    shape: ImportForm | None = None
     condition: str | None = None
     verdict: Verdict | None = None
     name: str = ""
@@ -108,41 +118,41 @@ class ImportFailedError(Exception):
     `report` has the lines lost before the failure.
     """
 
-    def __init__(self, message: str, exit_status: int, report: Report | None = None) -> None:
+    def __init__(self, message: str, exit_status: int, report: ConversionReport | None = None) -> None:
         super().__init__(printable(message))
         self.exit_status = exit_status
         self.report = report
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ImportResult:
     """The result of an import: the text to write and its form, the rules or entries in it, and the report.
 
     `lost_exemptions` counts lost lines that would have exempted clients from a block that was kept.
     """
 
-    shape: Shape
+    shape: ImportForm
     text: str
     rules: tuple[NewRule, ...]
     entries: tuple[Term, ...]
-    report: Report
+    report: ConversionReport
     lost_exemptions: int = 0
 
 
 def import_files(
     name: str, paths: Sequence[str], options: ImportOptions, advance: Callable[[int], None] | None = None
-) -> Result:
+) -> ImportResult:
     """Imports files of the format `name`, one after the other; `-` is standard input.
 
     `advance` is called with the number of bytes read since its last call. Raises `ImportFailedError`.
     """
-    report = Report()
-    arguments: dict[str, Any] = {option: getattr(options, option) for option in FORMATS[name].options}
+    report = ConversionReport()
+    arguments: dict[str, Any] = {option: getattr(options, option) for option in IMPORT_FORMATS[name].options}
     found: list[tuple[str, Imported]] = []
     for path in paths:
-        lines, before = _Lines(path, FORMATS[name].longest_line, advance), report.taken
+        lines, before = _Lines(path, IMPORT_FORMATS[name].longest_line, advance), report.taken
         try:
-            imported = FORMATS[name].read(lines, report, **arguments)
+            imported = IMPORT_FORMATS[name].read(lines, report, **arguments)
         except IncompleteError as error:
             message = f"{location(error.line)}: {error}; nothing was imported; get the file again"
             raise ImportFailedError(message, 1, report) from None
@@ -156,12 +166,12 @@ def import_files(
 
 def _is_list(found: list[tuple[str, Imported]], options: ImportOptions) -> bool:
     if options.shape is not None or any(imported.rows for _, imported in found):
-        return options.shape is Shape.LIST
+        return options.shape is ImportForm.LIST
     kinds = {entry.term.condition for _, imported in found for entry in imported.entries}
     return len(kinds) == 1 or options.condition is not None
 
 
-def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Report) -> int:
+def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: ConversionReport) -> int:
     """Counts lost lines that would have exempted clients from a block that was kept."""
     files = {_shown_path(path): number for number, (path, _) in enumerate(found)}
     blocks = [
@@ -175,7 +185,8 @@ def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Repor
     ]
     # If a format is not read from the top, a lost line may exempt from any block of its file.
     position = max(
-        ((files[line.path], line.number if FORMATS[name].from_the_top else 1 << 60) for line in blocks), default=(-1, 0)
+        ((files[line.path], line.number if IMPORT_FORMATS[name].from_the_top else 1 << 60) for line in blocks),
+        default=(-1, 0),
     )
     return sum(loss.exempts and (files[loss.line.path], loss.line.number) < position for loss in report.losses)
 
@@ -220,7 +231,7 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def _nothing_found(name: str, path: str, lines: _Lines, report: Report) -> ImportFailedError:
+def _nothing_found(name: str, path: str, lines: _Lines, report: ConversionReport) -> ImportFailedError:
     where = _shown_path(path)
     if any(loss.line.path == where for loss in report.losses):
         return ImportFailedError(f"{where}: nothing of the format {name} could be read", 1, report)
@@ -231,7 +242,9 @@ def _nothing_found(name: str, path: str, lines: _Lines, report: Report) -> Impor
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
+def _as_rules(
+    name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: ConversionReport
+) -> ImportResult:
     kinds = {entry.term.condition for _, imported in found for entry in imported.entries}
     if options.shape is None and len(kinds) > 1:
         first = next(imported.entries[0].line for _, imported in found if imported.entries)
@@ -240,13 +253,15 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
     made: list[NewRule] = []
     for path, imported in found:
         names = Names(options.name or _stem(path) or name, taken={rule.name for rule in made})
-        made += rules(imported, names, options.verdict or FORMATS[name].verdict)
+        made += rules(imported, names, options.verdict or IMPORT_FORMATS[name].verdict)
     dns_lists = [dns_list for _, imported in found for dns_list in imported.dns_lists]
     text = rules_yaml(made, _heading(name, found, report), dns_lists)
-    return Result(Shape.RULES, text, tuple(made), (), report)
+    return ImportResult(ImportForm.RULES, text, tuple(made), (), report)
 
 
-def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
+def _as_list(
+    name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: ConversionReport
+) -> ImportResult:
     """Makes a list file, which has entries for one condition only: by default the most frequent one."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
     condition = options.condition or max(counts, key=lambda kind: (counts[kind], kind == "cidr"), default="cidr")
@@ -262,7 +277,7 @@ def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOption
         entries,
         f"{_heading(name, [path for path in found if path[0] == STANDARD_INPUT], report)}\nA list for {condition}.",
     )
-    return Result(Shape.LIST, text, (), tuple(entries), report)
+    return ImportResult(ImportForm.LIST, text, (), tuple(entries), report)
 
 
 def _blocking_terms(imported: Imported) -> Iterator[Term]:
@@ -272,7 +287,7 @@ def _blocking_terms(imported: Imported) -> Iterator[Term]:
             yield from row.match
 
 
-def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator[Term]:
+def _entries_for(condition: str, imported: Imported, report: ConversionReport) -> Iterator[Term]:
     for term, line in imported.entries:
         if term.condition != condition:
             report.lose(
@@ -297,7 +312,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
     yield from (Term("cidr", network) for network in network_texts(blocked_addresses(kept)))
 
 
-def _heading(name: str, found: list[tuple[str, Imported]], report: Report) -> str:
+def _heading(name: str, found: list[tuple[str, Imported]], report: ConversionReport) -> str:
     """The first comment of the output, with the names of the files in `found`.
 
     A list file names no input except standard input: the name of a fetched file is temporary and differs on each host,
@@ -316,7 +331,7 @@ def _stem(path: str) -> str:
     return "" if path == STANDARD_INPUT else Path(path).name.partition(".")[0]
 
 
-def as_json_object(result: Result) -> dict[str, Any]:
+def as_json_object(result: ImportResult) -> dict[str, Any]:
     """The result and its report for programs."""
     return {
         "shape": str(result.shape),

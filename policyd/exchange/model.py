@@ -1,8 +1,8 @@
 """Data that passes between another system's format and a ruleset.
 
-An import gives `Row`s (a table's lines, each with a verdict) or `Entry`s (a list's entries, without a verdict). Imports
-and exports report everything that they cannot convert, with its line, in a `Report`. Nothing here depends on a format,
-reads a file or writes YAML.
+An import gives `Row`s (a table's lines, each with a verdict) or `ListEntry`s (a list's entries, without a verdict).
+Imports and exports report everything that they cannot convert, with its line, in a `ConversionReport`. Nothing here
+depends on a format, reads a file or writes YAML.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Term(NamedTuple):
     value: str
 
 
-class Entry(NamedTuple):
+class ListEntry(NamedTuple):
     """One entry of a list, and its line."""
 
     term: Term
@@ -132,7 +132,7 @@ class Imported:
     """
 
     rows: list[Row] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[ListEntry] = field(default_factory=list)
     dns_lists: list[NewDnsList] = field(default_factory=list)
 
 
@@ -192,7 +192,7 @@ class Note:
         return printable(f"{where}: note: {cut(self.reason)}")
 
 
-class Report:
+class ConversionReport:
     """Collects the losses and differences of an import or export."""
 
     def __init__(self) -> None:
@@ -370,7 +370,7 @@ class ExportOptions:
     heading: str = ""
 
 
-def static_text(row: Row, report: Report) -> str:
+def static_text(row: Row, report: ConversionReport) -> str:
     """The code and text of a rule's answer for a table, with `...` for every value that depends on the request."""
     template = row.verdict.text
     if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):

@@ -16,7 +16,7 @@ from policyd.exchange.values import network_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from policyd.exchange.model import Report, Row, Term
+    from policyd.exchange.model import ConversionReport, Row, Term
 
 _DEFERS = frozenset({Verb.DEFER, Verb.DEFER_IF_PERMIT})
 
@@ -77,7 +77,7 @@ def _matched_addresses(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> net
     return matched - addresses_of(exceptions) if exceptions else matched
 
 
-def rejected_addresses(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
+def rejected_addresses(rows: Sequence[Row], report: ConversionReport, *, deferred: bool) -> netaddr.IPSet:
     """The addresses that rules reject and, with `deferred`, those that rules defer.
 
     The first matching rule decides, as in the ruleset. Rules about anything but addresses are reported as lost.
@@ -85,7 +85,7 @@ def rejected_addresses(rows: Sequence[Row], report: Report, *, deferred: bool) -
     return blocked_addresses(supported_rows(rows, report, deferred=deferred))
 
 
-def supported_rows(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
+def supported_rows(rows: Sequence[Row], report: ConversionReport, *, deferred: bool) -> Iterator[Row]:
     """Yields the rows about addresses only, and reports all others as lost.
 
     Without `deferred`, a row that defers is reported, too. It becomes DUNNO, so that its clients do not reach the rows

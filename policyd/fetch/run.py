@@ -27,7 +27,7 @@ from policyd.config.lists import ListFile
 from policyd.config.problems import Report
 from policyd.config.rules_reader import read_rules
 from policyd.core.printable import printable
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions, import_files
 from policyd.fetch.guards import (
     Protected,
     RefusedError,
@@ -76,7 +76,7 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Outcome:
+class FetchOutcome:
     """The result of a run.
 
     `refused` has a line for each list or database that was refused, `messages` a line for each other that was chosen.
@@ -142,7 +142,7 @@ class _Job:
         return MAX_LIST_BYTES if self.list is not None else MAX_DATABASE_BYTES
 
 
-def fetch(rules: Rules, choice: Choice) -> Outcome:
+def fetch(rules: Rules, choice: Choice) -> FetchOutcome:
     """Fetches lists and databases. Raises NoSourceError, and UnreadableError if the rules cannot be read."""
     return _Run(rules, choice).run()
 
@@ -151,7 +151,7 @@ class _Run:
     def __init__(self, rules: Rules, choice: Choice) -> None:
         self._rules = rules
         self._choice = choice
-        self._outcome = Outcome()
+        self._outcome = FetchOutcome()
         # Errors are ignored here, because a run may repair missing or wrong lists.
         report = Report()
         rules_file = read_rules(rules.path, report, text=rules.text)
@@ -159,7 +159,7 @@ class _Run:
             raise UnreadableError("\n".join(report.lines()))
         self._file: RulesFile = rules_file
 
-    def run(self) -> Outcome:
+    def run(self) -> FetchOutcome:
         jobs = [*self._jobs()]
         known = sorted({name for job in jobs for name in job.names})
         for name in (*self._choice.only, *self._choice.accept):
@@ -389,7 +389,7 @@ def _converted(source: Source, condition: str, content: bytes, target: Path) -> 
     temporary = beside(target, "arrived")
     try:
         temporary.write_bytes(content)
-        options = ImportOptions(shape=Shape.LIST, condition=condition)
+        options = ImportOptions(shape=ImportForm.LIST, condition=condition)
         result = import_files(source.format, [str(temporary)], options)
     except ImportFailedError as error:
         raise RefusedError(

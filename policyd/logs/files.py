@@ -62,7 +62,7 @@ class NotTextError(LogError):
     """The file is binary."""
 
 
-class Block(NamedTuple):
+class LineBlock(NamedTuple):
     """Some whole lines of one file, in order: `text` ends with a line end, `lines` have no line ends.
 
     `name` is the file as the user named it, `first` is true for a file's first block, and `modified` is when the file
@@ -140,7 +140,7 @@ def total_bytes(paths: Iterable[str]) -> int | None:
 
 def read_blocks(
     paths: Iterable[str], advance: Callable[[int], None] | None = None, longest: int = MAX_LINE_BYTES
-) -> Iterator[Block]:
+) -> Iterator[LineBlock]:
     """Yields the lines of all files in blocks, file after file; a line of more than `longest` bytes is cut there.
 
     `advance` is called with the number of bytes read (compressed, if the file is) since the last call, for files of
@@ -154,7 +154,7 @@ def _ignore(_count: int) -> None:
     """Discards progress reports."""
 
 
-def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Iterator[Block]:
+def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Iterator[LineBlock]:
     try:
         with io.BufferedReader(_open(path), BLOCK_BYTES) as file:
             modified = time.time() if path == STANDARD_INPUT else os.fstat(file.fileno()).st_mtime
@@ -162,7 +162,7 @@ def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Itera
             first = True
             reported = 0
             for text, ended in _whole_lines(_decompressed(file), path, longest):
-                yield Block(path, first, modified, text, ended)
+                yield LineBlock(path, first, modified, text, ended)
                 first = False
                 if has_size:
                     position = file.raw.tell()

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from policyd.logs.wrappings import Entry, is_stamped, unwrap
+from policyd.logs.wrappings import LogEntry, is_stamped, unwrap
 
 # Maximum bytes of an entry collected over several lines; a mail server's journal entry has 2 KiB.
 _MAX_ENTRY = 64 * 1024
@@ -44,7 +44,7 @@ _BINARY_FIELD = re.compile(rb"[A-Z0-9_]{1,64}")
 _LENGTH_BYTES = 8
 
 
-def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entry | None:
+def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> LogEntry | None:
     """Returns the entry with these fields, or None if they have no message.
 
     `stamp`, the timestamp of the wrapping around the fields, is used if the fields have none. `depth` is the number of
@@ -82,15 +82,15 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     if unwrapped is not None and unwrapped.program:
         return unwrapped._replace(stamp=unwrapped.stamp or stamp, host=unwrapped.host or host or b"", start=-1)
     if not name and unwrapped is not None:
-        return Entry(unwrapped.stamp or stamp, host or b"", b"", b"", unwrapped.message)
-    return Entry(stamp, host or b"", name.encode(), pid if pid.isdigit() else b"", text)
+        return LogEntry(unwrapped.stamp or stamp, host or b"", b"", b"", unwrapped.message)
+    return LogEntry(stamp, host or b"", name.encode(), pid if pid.isdigit() else b"", text)
 
 
-def _postfix_entry(fields: dict[str, Any], message: str, program: str) -> Entry:
+def _postfix_entry(fields: dict[str, Any], message: str, program: str) -> LogEntry:
     """Returns the entry of a Postfix daemon in the journal."""
     realtime = _text(fields.get("__REALTIME_TIMESTAMP"))
     pid = _text(fields.get("SYSLOG_PID")) or _text(fields.get("_PID")) or b""
-    return Entry(
+    return LogEntry(
         b"@" + realtime if realtime else b"",
         _text(fields.get("_HOSTNAME")) or b"",
         program.encode("utf-8", "replace"),

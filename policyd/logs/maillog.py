@@ -24,8 +24,8 @@ from policyd.logs.journal import Collector, entry_of, parse_json
 from policyd.logs.postfix import OpenMails, PostfixHost
 from policyd.logs.sendmail import SendmailLog
 from policyd.logs.timestamps import LogClock
-from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
-from policyd.logs.wrappings import Entry, is_stamped, repeats, unwrap
+from policyd.logs.transaction import MAX_RECIPIENTS, MailOutcome, NameStatus, Observation
+from policyd.logs.wrappings import LogEntry, is_stamped, repeats, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,7 +90,7 @@ _SENDMAIL_SHAPE = re.compile(
     rb"|(?:AUTH|STARTTLS)=server, relay=)"
 )
 
-_OUTCOMES = {b"DUNNO": Outcome.PASSED, b"REJECT": Outcome.REJECTED}
+_OUTCOMES = {b"DUNNO": MailOutcome.PASSED, b"REJECT": MailOutcome.REJECTED}
 _NAME_STATUSES = {
     b"verified": NameStatus.VERIFIED,
     b"mismatch": NameStatus.CLAIMED,
@@ -216,7 +216,7 @@ class MailLog:
             known = False
         return known
 
-    def _entry(self, entry: Entry, line: bytes) -> bool | None:
+    def _entry(self, entry: LogEntry, line: bytes) -> bool | None:
         stamp, host, program, pid, message, start = entry
         if not program or (not pid and b"/" not in program):
             # A message without a tag (`journalctl -o cat`); its queue id looks like a program.
@@ -237,7 +237,7 @@ class MailLog:
             self._learn(line, entry, read)
         return self._read_message(read, stamp, pid, message)
 
-    def _learn(self, line: bytes, entry: Entry, read: Reader) -> None:
+    def _learn(self, line: bytes, entry: LogEntry, read: Reader) -> None:
         """Remembers the writer, and the form of the line around it."""
         behind = entry.start + (len(entry.stamp) if b" " in entry.stamp[_SHORTEST_STAMP:] else _SHORTEST_STAMP)
         end = line.find(b" ", behind)
@@ -448,7 +448,7 @@ class MailLog:
             decision.sender,
             (decision.recipient,) if decision.recipient else (),
             decision.sasl_username,
-            _OUTCOMES.get(decision.action, Outcome.DEFERRED),
+            _OUTCOMES.get(decision.action, MailOutcome.DEFERRED),
             b"policyd",
             decision.rule_name + b" " + decision.reply if decision.reply else decision.rule_name,
             "policyd",
@@ -517,7 +517,7 @@ def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:
 
 
 # Outcomes from best to worst; a mail has the best outcome of its recipients.
-_BEST = (Outcome.PASSED, Outcome.DEFERRED, Outcome.REJECTED)
+_BEST = (MailOutcome.PASSED, MailOutcome.DEFERRED, MailOutcome.REJECTED)
 
 
 def _combined(seen: Observation, new: Observation) -> Observation:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
+from policyd.logs.transaction import MAX_RECIPIENTS, MailOutcome, NameStatus, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,10 +98,10 @@ _NO_NAMES: tuple[bytes, ...] = ()
 # Before Python 3.12, looking up an Enum member takes 0.1 us; a global name is free.
 _VERIFIED: Final = NameStatus.VERIFIED
 _UNKNOWN_NAME: Final = NameStatus.UNKNOWN
-_UNKNOWN: Final = Outcome.UNKNOWN
-_DELIVERED: Final = Outcome.DELIVERED
-_DEFERRED: Final = Outcome.DEFERRED
-_REJECTED: Final = Outcome.REJECTED
+_UNKNOWN: Final = MailOutcome.UNKNOWN
+_DELIVERED: Final = MailOutcome.DELIVERED
+_DEFERRED: Final = MailOutcome.DEFERRED
+_REJECTED: Final = MailOutcome.REJECTED
 
 # Addresses of this host and of private networks (RFC 1918, 4193), where filters live.
 _NEAR = re.compile(
@@ -603,7 +603,7 @@ class _Instance:
             if not mail.children and not (queued is not None and self._host.claim(queued[1], mail)):
                 self._host.claim_by_sender(mail)
             if not mail.children:
-                mail.outcome = Outcome.PASSED
+                mail.outcome = MailOutcome.PASSED
         self._end(mail)
         return True
 
@@ -843,7 +843,9 @@ def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes 
     return rest[start:at], sender, recipient, helo_name or b"", sasl_username or b"", end or b""
 
 
-def _with_recipient(pending: Observation, recipient: bytes, outcome: Outcome, by: bytes, text: bytes) -> Observation:
+def _with_recipient(
+    pending: Observation, recipient: bytes, outcome: MailOutcome, by: bytes, text: bytes
+) -> Observation:
     """Returns the mail with another refused recipient. A deferral takes precedence, because the mail may come again."""
     if len(pending.recipients) < MAX_RECIPIENTS:
         pending = pending._replace(recipients=(*pending.recipients, recipient))

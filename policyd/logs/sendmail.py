@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
+from policyd.logs.transaction import MAX_RECIPIENTS, MailOutcome, NameStatus, Observation
 
 if TYPE_CHECKING:
     from policyd.logs.counts import LeftOut
@@ -72,7 +72,7 @@ class _Mail:
         self.relay: tuple[bytes, tuple[bytes, ...], NameStatus] | None = None
         self.sender: bytes | None = None
         self.recipients: list[bytes] = []
-        self.outcome = Outcome.UNKNOWN
+        self.outcome = MailOutcome.UNKNOWN
         self.by = b""
         self.text = b""
         self.sasl_username = b""
@@ -155,11 +155,11 @@ class SendmailLog:
         nrcpts = _NRCPTS.search(rest)
         mail.expected = int(nrcpts[1]) if nrcpts else 1
         if mail.expected == 0:
-            if mail.outcome is Outcome.UNKNOWN:
+            if mail.outcome is MailOutcome.UNKNOWN:
                 _refuse(mail, b"sendmail", b"no recipient was accepted (nrcpts=0)")
             self._finish(queue_id)
-        elif mail.outcome is not Outcome.UNKNOWN and mail.by != b"milter":
-            mail.outcome = Outcome.UNKNOWN  # some recipients were refused, and the others accepted
+        elif mail.outcome is not MailOutcome.UNKNOWN and mail.by != b"milter":
+            mail.outcome = MailOutcome.UNKNOWN  # some recipients were refused, and the others accepted
             mail.recipients.clear()
         return True
 
@@ -174,15 +174,15 @@ class SendmailLog:
             _add(mail.recipients, recipient)
         text = rest[status + 7 :]
         if text.startswith(b"Sent"):
-            outcome, done = Outcome.DELIVERED, len(recipients)
+            outcome, done = MailOutcome.DELIVERED, len(recipients)
         elif text.startswith((b"Deferred", b"queued", b"Operating system error")) or b"dsn=4." in rest[:status]:
-            outcome, done = Outcome.DEFERRED, 0
+            outcome, done = MailOutcome.DEFERRED, 0
         else:
-            outcome, done = Outcome.REJECTED, len(recipients)
-        behind = _SENT_ON.match(text) if outcome is Outcome.DELIVERED else None
-        if outcome is Outcome.DELIVERED and b"discard" in text.lower():
-            outcome = Outcome.REJECTED
-        if mail.outcome is not Outcome.DELIVERED:
+            outcome, done = MailOutcome.REJECTED, len(recipients)
+        behind = _SENT_ON.match(text) if outcome is MailOutcome.DELIVERED else None
+        if outcome is MailOutcome.DELIVERED and b"discard" in text.lower():
+            outcome = MailOutcome.REJECTED
+        if mail.outcome is not MailOutcome.DELIVERED:
             relay = rest.find(b", relay=")
             mail.by = rest[relay + 8 : rest.find(b", ", relay + 8)] if relay >= 0 else b"sendmail"
             mail.outcome, mail.text = outcome, text
@@ -268,7 +268,7 @@ class SendmailLog:
         mail = self._mails.pop(queue_id)
         if mail.parent is not None:
             parent = mail.parent
-            if mail.outcome is not Outcome.UNKNOWN:
+            if mail.outcome is not MailOutcome.UNKNOWN:
                 parent.outcome, parent.by, parent.text = mail.outcome, mail.by, mail.text
             parent.waits = False
             if parent.done >= parent.expected:
@@ -322,8 +322,8 @@ def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
 
 def _refuse(mail: _Mail, by: bytes, text: bytes) -> None:
     """Notes a refusal. A deferral takes precedence over a rejection, because the mail may come again."""
-    outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
-    if mail.outcome is Outcome.UNKNOWN or outcome is Outcome.DEFERRED:
+    outcome = MailOutcome.DEFERRED if text.startswith(b"4") else MailOutcome.REJECTED
+    if mail.outcome is MailOutcome.UNKNOWN or outcome is MailOutcome.DEFERRED:
         mail.outcome, mail.by, mail.text = outcome, by, text
 
 

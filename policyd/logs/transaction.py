@@ -24,7 +24,7 @@ class NameStatus(StrEnum):
     NOT_LOOKED_UP = "not looked up"  # the name was not looked up; postscreen never looks it up
 
 
-class Outcome(StrEnum):
+class MailOutcome(StrEnum):
     """The result of a transaction."""
 
     DELIVERED = "delivered"  # to at least one recipient
@@ -52,7 +52,7 @@ class Observation(NamedTuple):
     sender: bytes | None
     recipients: tuple[bytes, ...]
     sasl_username: bytes
-    outcome: Outcome
+    outcome: MailOutcome
     by: bytes
     text: bytes
     log: str

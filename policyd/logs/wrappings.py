@@ -19,7 +19,7 @@ from typing import NamedTuple
 _MAX_LAYERS = 8
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """One entry of a log, without its wrappings. Parts that the line does not have are empty.
 
     `stamp` is a timestamp in a form that `LogClock` reads. `start` is the offset of the timestamp in the line if the
@@ -134,7 +134,7 @@ _REPEATED = re.compile(
 _STAMPED = re.compile(rb"(?:%b|%b)(?=[\s:])" % (_STAMP_FULL, _STAMP), re.VERBOSE)
 
 
-def unwrap(line: bytes) -> Entry:
+def unwrap(line: bytes) -> LogEntry:
     """Returns the entry in a line.
 
     If the line has no tag, the program is empty, and the message is the text within the wrappings.
@@ -150,7 +150,7 @@ def unwrap(line: bytes) -> Entry:
             return _entry(found, as_written=line is written)
         if found := _RFC5424.match(line, start):
             entry_stamp, host, program, pid, message = found.groups()
-            return Entry(
+            return LogEntry(
                 stamp if entry_stamp == b"-" else entry_stamp,
                 host if host != b"-" else b"",
                 program,
@@ -161,7 +161,7 @@ def unwrap(line: bytes) -> Entry:
             break
         if found := _UNSTAMPED.match(line, start):
             host, program, pid, message = found.groups()
-            return Entry(stamp, host or b"", program, pid, message)
+            return LogEntry(stamp, host or b"", program, pid, message)
         layer = _LAYER.match(line, start)
         if layer is None or layer.end() == start:
             break
@@ -169,14 +169,14 @@ def unwrap(line: bytes) -> Entry:
             line = line[:-1]
         stamp = layer["stamp"] or layer["before"] or stamp
         start = layer.end()
-    return Entry(stamp, b"", b"", b"", line[start:])
+    return LogEntry(stamp, b"", b"", b"", line[start:])
 
 
-def _entry(found: re.Match[bytes], *, as_written: bool) -> Entry:
+def _entry(found: re.Match[bytes], *, as_written: bool) -> LogEntry:
     stamp, host, origin, program, pid, bracketed, bracketed_pid, message = found.groups()
     end = (b"]: ", found.end("pid")) if pid is not None else (b": ", found.end("program"))
     plain = as_written and program is not None and found.string.startswith(*end)
-    return Entry(
+    return LogEntry(
         stamp,
         origin or host or b"",
         program or bracketed,

@@ -26,7 +26,7 @@ class Client(NamedTuple):
     domain: bytes
 
 
-class Verdict(NamedTuple):
+class GreylistVerdict(NamedTuple):
     """The result of one try, and the changes to store.
 
     `first_tries` has keys with the times of their first tries (Unix seconds), `forget` the keys that no longer wait.
@@ -51,22 +51,22 @@ def judge(
     keys: tuple[bytes, ...],
     first_tries: tuple[float | None, ...],
     network_seen: float | None,
-) -> Verdict:
+) -> GreylistVerdict:
     """Judges one try at `now` (Unix seconds).
 
     `first_tries` are the times of the first try under each of `keys`, None if there is none; `network_seen` is when
     the network was last seen, None if it has not passed.
     """
     if network_seen is not None and now - network_seen < settings.remember:
-        return Verdict(Greylisted.KNOWN, has_passed=True)
+        return GreylistVerdict(Greylisted.KNOWN, has_passed=True)
     waited = [now - first for first in first_tries if first is not None and now - first <= settings.retry_within]
     if not waited:
-        return Verdict(Greylisted.NEW, tuple((key, now) for key in keys))
+        return GreylistVerdict(Greylisted.NEW, tuple((key, now) for key in keys))
     longest = max(waited)
     if longest >= settings.wait:
-        return Verdict(Greylisted.PASSED, forget=keys, has_passed=True)
+        return GreylistVerdict(Greylisted.PASSED, forget=keys, has_passed=True)
     # An early try does not restart the wait. If the first try had only one of the two names, the other name is added.
     first = now - longest
-    return Verdict(
+    return GreylistVerdict(
         Greylisted.EARLY, tuple((key, first) for key, known in zip(keys, first_tries, strict=True) if known is None)
     )

@@ -2,8 +2,8 @@
 
 `Memory.note` notes a request once, when it arrives. It increases the process's own counters at once, but only reads
 those that count only requests that are let through. It asks a shared server in the same turn of the event loop.
-`Note.answer` passes results to the inquiry. `Note.finish` stores, after the decision, everything that depends on it; no
-request waits for it.
+`RequestNote.answer` passes results to the inquiry. `RequestNote.finish` stores, after the decision, everything that
+depends on it; no request waits for it.
 
 If the server does not answer, the process's own memory answers, and lets clients that it does not know pass
 greylisting: no failure of memory causes a reject or a deferral. An inquiry refers to its note, but a note does not
@@ -57,7 +57,7 @@ class Memory:
         self.client_domain = client_domain
         self.clock = clock
 
-    def note(self, inquiry: Inquiry) -> Note | None:
+    def note(self, inquiry: Inquiry) -> RequestNote | None:
         """Notes a request, before it is decided. Returns None if no counter counts it and no rule greylists."""
         ruleset = inquiry.ruleset
         counts = counts_of(inquiry) if ruleset.counters else []
@@ -65,7 +65,7 @@ class Memory:
             inquiry.learn_counters(_NONE_COUNTED)
             return None
         if self.shared is None:
-            return Note(self, inquiry, counts)
+            return RequestNote(self, inquiry, counts)
         return SharedNote(self, inquiry, counts, self.shared)
 
 
@@ -85,7 +85,7 @@ def client_domain(inquiry: Inquiry) -> str | None:
     return domains.of(identity.hostname)
 
 
-class Note:
+class RequestNote:
     """One request in the process's own memory. `is_local` says that a shared server did not answer for it."""
 
     __slots__ = ("_late", "_memory", "_network", "_now", "_values", "is_local")
@@ -148,7 +148,7 @@ class Note:
         return Client(self._network, domain.encode() if domain is not None else b"")
 
 
-class SharedNote(Note):
+class SharedNote(RequestNote):
     """One request if several hosts share a memory: asks the server, and also updates the process's own memory."""
 
     __slots__ = ("_counts", "_first_call", "_keys", "_remember", "_second_call", "_shared")

@@ -65,7 +65,7 @@ _PAIR = struct.Struct("<QQ")  # slot, events
 _VALUE = struct.Struct("<QH")  # slot, length of the value that follows
 
 
-class LockedError(Exception):
+class FileLockedError(Exception):
     """Another process has locked the state file."""
 
 
@@ -101,7 +101,7 @@ class StateFile:
         try:
             self._open()
             self._read({counter.fingerprint: counter for counter in counters}, greylist)
-        except LockedError:
+        except FileLockedError:
             self._close()
             self.why = "locked by another process"
             _log.warning("state_file: %s is locked by another process; memory is kept in this process only", self._name)
@@ -114,7 +114,7 @@ class StateFile:
                 return
             try:
                 self._open()
-            except (sqlite3.Error, OSError, LockedError) as second_error:
+            except (sqlite3.Error, OSError, FileLockedError) as second_error:
                 self._close()
                 self.why = _reason(second_error)
                 _log.warning("state_file: %s: %s; memory is kept in this process only", self._name, self.why)
@@ -187,7 +187,7 @@ class StateFile:
             self.path.chmod(0o600)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-                raise LockedError from None
+                raise FileLockedError from None
             raise
 
     def _move_aside(self, error: Exception) -> bool:

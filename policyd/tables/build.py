@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from policyd.core.tables import Buffer, Entries, PlainEntries
-    from policyd.tables.index import Source
+    from policyd.tables.index import EntrySource
 
 # Maximum number of combinations with a bit for each long list; above it, lists that the same conditions use share a
 # bit. Many lists that overlap everywhere make a different combination for each range, and keeping a bit for each list
@@ -255,15 +255,15 @@ class ListTable(NamedTuple):
     keys: tuple[Hashable, ...]  # of the long list at each place
 
 
-def group_by_users(sources: Iterable[Source]) -> list[list[Source]]:
+def group_by_users(sources: Iterable[EntrySource]) -> list[list[EntrySource]]:
     """Groups the sources that the same conditions use."""
-    groups: dict[tuple[Kind, frozenset[int]], list[Source]] = {}
+    groups: dict[tuple[Kind, frozenset[int]], list[EntrySource]] = {}
     for source in sources:
         groups.setdefault((source.kind, source.users), []).append(source)
     return [*groups.values()]
 
 
-def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) -> tuple[list[Buffer], list[int]]:
+def build_table(groups: Sequence[Sequence[EntrySource]], limit: int | None = None) -> tuple[list[Buffer], list[int]]:
     """The parts of the table of these groups, and its masks. Sets `repeated` of each long list that shares no bit.
 
     Raises TooManyCombinationsError beyond `limit`, ValueError if there are more than 4 GiB of names.
@@ -284,7 +284,7 @@ def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) ->
     return builder.parts(), builder.masks()
 
 
-def build_list_table(subject: str, sources: Sequence[Source]) -> ListTable:
+def build_list_table(subject: str, sources: Sequence[EntrySource]) -> ListTable:
     """Builds the table of long lists. No lists share a bit, so that the table serves other rules too.
 
     If that makes too many combinations, lists that the same conditions use share a bit after all.
@@ -312,7 +312,7 @@ def split_dotted(names: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[byte
     return plain, [name[1:] for name in names if name.startswith(b".")]
 
 
-def _toggles_of_group(group: Sequence[Source]) -> Toggles:
+def _toggles_of_group(group: Sequence[EntrySource]) -> Toggles:
     collections: list[Networks] = []
     for source in group:
         collections += _networks(source.entries)
@@ -350,20 +350,20 @@ def blocks_of(entries: Entries) -> Iterator[Sequence[Any]]:
         yield block
 
 
-def _set_repeated(source: Source, repeated: Repetitions) -> None:
+def _set_repeated(source: EntrySource, repeated: Repetitions) -> None:
     if isinstance(source.entries, LongList):
         source.entries.repeated = repeated
 
 
-def _key(source: Source) -> Hashable:
+def _key(source: EntrySource) -> Hashable:
     assert isinstance(source.entries, LongList)
     return source.entries.key
 
 
 def build_tables(
     subject: str,
-    sources: Sequence[Source],
-    make_list_table: Callable[[str, Sequence[Source]], ListTable] = build_list_table,
+    sources: Sequence[EntrySource],
+    make_list_table: Callable[[str, Sequence[EntrySource]], ListTable] = build_list_table,
 ) -> Iterator[BuiltTable]:
     """Yields the table of an attribute's long lists, if it has any, then that of its other entries, if it has any."""
     long = {source.entries.key: source for source in sources if isinstance(source.entries, LongList)}

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from policyd.core.ruleset import Rule
 
 
-class Source(NamedTuple):
+class EntrySource(NamedTuple):
     """Entries, the kind of the conditions that use them, and the numbers of these conditions."""
 
     entries: Entries
@@ -61,13 +61,13 @@ class BuiltTable(NamedTuple):
 
     table: RangeTable | NameTable
     masks: Sequence[int]
-    places: Sequence[Source | None]
+    places: Sequence[EntrySource | None]
 
 
 _NO_CONDITIONS: frozenset[int] = frozenset()
 
 # Makes an attribute's tables of networks, names or values, at most two each (NAME and DOMAIN share tables).
-MakeTables: TypeAlias = "Callable[[str, Sequence[Source]], Iterable[BuiltTable]]"
+MakeTables: TypeAlias = "Callable[[str, Sequence[EntrySource]], Iterable[BuiltTable]]"
 
 
 def build_index(
@@ -292,7 +292,7 @@ def _has_wide(networks: Entries) -> bool:
     )
 
 
-def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[Source]:
+def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[EntrySource]:
     """Makes a source of each collection and each kind of condition that uses it.
 
     A long list is one collection, even if there are several objects for it.
@@ -303,13 +303,13 @@ def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries
             key = collection.key if isinstance(collection, LongList) else id(collection)
             _, numbers = users.setdefault((key, condition.kind), (collection, set()))
             numbers.add(condition.number)
-    return [Source(collection, kind, frozenset(numbers)) for (_, kind), (collection, numbers) in users.items()]
+    return [EntrySource(collection, kind, frozenset(numbers)) for (_, kind), (collection, numbers) in users.items()]
 
 
 def _build_lookup(  # noqa: PLR0911 - a return for each kind
     subject: str,
     kind: Kind,
-    sources: list[Source],
+    sources: list[EntrySource],
     rule_of: Mapping[int, int],
     make_tables: MakeTables,
     *,
@@ -361,7 +361,7 @@ def _comparison(entry: str) -> tuple[str, int]:
     return name, int(minimum)
 
 
-def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:
+def _users_of_entries(sources: Iterable[EntrySource]) -> dict[Any, set[int]]:
     """Each entry with the conditions that use it."""
     users: dict[Any, set[int]] = defaultdict(set)
     for source in sources:
@@ -372,7 +372,7 @@ def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:
 
 
 def _range_tables(
-    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
+    subject: str, sources: Sequence[EntrySource], rule_of: Mapping[int, int], make_tables: MakeTables
 ) -> Iterator[tuple[RangeTable, HitsByNumber]]:
     for table, masks, places in make_tables(subject, sources):
         assert isinstance(table, RangeTable)
@@ -383,7 +383,7 @@ def _range_tables(
 
 
 def _name_tables(
-    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
+    subject: str, sources: Sequence[EntrySource], rule_of: Mapping[int, int], make_tables: MakeTables
 ) -> Iterator[tuple[NameTable, HitsByNumber, HitsByNumber]]:
     """Yields each table with the hits of its numbers: for the name itself, and for the names under it."""
     for table, masks, places in make_tables(subject, sources):

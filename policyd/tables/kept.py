@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from policyd.core.tables import Buffer
-    from policyd.tables.index import Source
+    from policyd.tables.index import EntrySource
     from policyd.tables.patch import Difference
 
 # Bytes of a cache line. Each array in a memory file begins at a multiple of this.
@@ -131,7 +131,7 @@ class TableStore:
         again = len(lists & before)
         return (f"{again:,} of {len(lists):,} long lists as before",) if again else ()
 
-    def make_list_table(self, subject: str, sources: Sequence[Source]) -> ListTable:
+    def make_list_table(self, subject: str, sources: Sequence[EntrySource]) -> ListTable:
         """The table of the long lists of an attribute: kept, patched or built."""
         family = _family(subject, sources[0].kind)
         old = next((file for file in self.kept if file.record.family == family), None)
@@ -143,7 +143,7 @@ class TableStore:
         self.used.append(file)
         return ListTable(file.table, [*file.record.masks], tuple(kept_list.key for kept_list in file.record.lists))
 
-    def _keep_or_patch(self, old: TableFile, sources: Sequence[Source]) -> TableFile | None:
+    def _keep_or_patch(self, old: TableFile, sources: Sequence[EntrySource]) -> TableFile | None:
         record = old.record
         wanted = {_entries(source).key: source for source in sources}
         known = {kept_list.key for kept_list in record.lists}
@@ -152,7 +152,7 @@ class TableStore:
         total = sum(kept_list.length for kept_list in record.lists)
         if not missing:
             return old if _MAX_SHARE * sum(record.lists[place].length for place in unused) <= total else None
-        changes: dict[int, Source] = {}
+        changes: dict[int, EntrySource] = {}
         lists = [*record.lists]
         by_path = {record.lists[place].path: place for place in unused}
         for source in missing:
@@ -169,7 +169,7 @@ class TableStore:
         except (NotPatchableError, TooManyCombinationsError):
             return None
 
-    def _patch(self, old: TableFile, changes: Mapping[int, Source], lists: tuple[KeptList, ...]) -> TableFile:
+    def _patch(self, old: TableFile, changes: Mapping[int, EntrySource], lists: tuple[KeptList, ...]) -> TableFile:
         record = old.record
         masks = Masks(record.masks, MAX_COMBINATIONS)
         if isinstance(old.table, RangeTable):
@@ -188,7 +188,7 @@ class TableStore:
         return TableFile(descriptor, made)
 
 
-def _build(family: Family, sources: Sequence[Source]) -> TableFile | None:
+def _build(family: Family, sources: Sequence[EntrySource]) -> TableFile | None:
     """Builds a table in which no lists share a bit; None if that makes too many combinations."""
     try:
         parts, masks = build_table([[source] for source in sources], MAX_COMBINATIONS)
@@ -205,7 +205,7 @@ def _family(subject: str, kind: Kind) -> Family:
     return subject, "networks" if kind is Kind.NETWORK else "values" if kind is Kind.VALUE else "names"
 
 
-def _entries(source: Source) -> LongList:
+def _entries(source: EntrySource) -> LongList:
     assert isinstance(source.entries, LongList)
     return source.entries
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from policyd.core.tables import Buffer, LongList, NameTable, RangeTable
     from policyd.tables.build import Masks
-    from policyd.tables.index import Source
+    from policyd.tables.index import EntrySource
 
 # Minimum number of slots per key in a patched table of names; a table is built with at least four.
 _MIN_SLOTS_PER_KEY = 3
@@ -159,7 +159,7 @@ class NamesPatch(NamedTuple):
 
 
 def patch_names(
-    table: NameTable, masks: Masks, changes: Mapping[int, Source]
+    table: NameTable, masks: Masks, changes: Mapping[int, EntrySource]
 ) -> tuple[NamesPatch, dict[int, Difference]]:
     """Finds the patch that replaces the list at each place of `changes`, and the differences.
 
@@ -211,7 +211,7 @@ def _place_of(name: bytes, table: NameTable) -> int:
     return -1
 
 
-def _names(source: Source, *, dotted: bool) -> Iterable[bytes]:
+def _names(source: EntrySource, *, dotted: bool) -> Iterable[bytes]:
     for block in blocks_of(source.entries):
         plain, with_dot = split_dotted(block) if source.kind is Kind.DOMAIN else (block, ())
         yield from with_dot if dotted else plain

@@ -21,7 +21,7 @@ _LARGEST = {4: 16, 6: 32}
 _WIDTH = {4: 32, 6: 128}
 
 
-class Block(NamedTuple):
+class NetworkBlock(NamedTuple):
     """A network as its IP version, first address and prefix length."""
 
     version: int
@@ -42,18 +42,18 @@ def part_of(version: int, address: int) -> tuple[int, int]:
     return version, address >> (_WIDTH[version] - _PART[version])
 
 
-def block_of(version: int, number: int) -> Block:
+def block_of(version: int, number: int) -> NetworkBlock:
     """Returns a part as a block; `number` is the part's number, as `part_of` gives it."""
-    return Block(version, number << (_WIDTH[version] - _PART[version]), _PART[version])
+    return NetworkBlock(version, number << (_WIDTH[version] - _PART[version]), _PART[version])
 
 
-def blocks(clients: Mapping[tuple[int, int], int], min_clients: int) -> list[Block]:
+def blocks(clients: Mapping[tuple[int, int], int], min_clients: int) -> list[NetworkBlock]:
     """Blocks without overlap, each with at least `min_clients` clients. `clients` has the number of clients by part.
 
     A block of several parts must have clients in three quarters of them, and twice the minimum of clients, because
     neighbours also occur by chance.
     """
-    found: list[Block] = []
+    found: list[NetworkBlock] = []
     for version in (4, 6):
         shift = _WIDTH[version] - _PART[version]
         left = {number: count for (v, number), count in clients.items() if v == version}
@@ -66,7 +66,7 @@ def blocks(clients: Mapping[tuple[int, int], int], min_clients: int) -> list[Blo
                 totals[number // size] += count
             enough = min_clients if size == 1 else 2 * min_clients
             for number in [n for n in parts if parts[n] * 4 >= size * 3 and totals[n] >= enough]:
-                found.append(Block(version, (number * size) << shift, prefix))
+                found.append(NetworkBlock(version, (number * size) << shift, prefix))
                 for part in range(number * size, (number + 1) * size):
                     left.pop(part, None)
     return found

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from policyd.config.comparison import parse_comparison
 from policyd.config.entries import parse_entries
-from policyd.config.lists import Entry
+from policyd.config.lists import WrittenEntry
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.engine import Decision, Outcome, trace
 from policyd.core.identity import Status
@@ -60,7 +60,7 @@ _COMPARED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class ConditionResult:
     """One condition of one rule: whether it holds, and the compared values.
 
     `entry` is the entry that makes the condition hold; None if it does not hold, and for counters and DNS lists.
@@ -70,7 +70,7 @@ class Reason:
     condition: Condition
     outcome: Outcome
     seen: tuple[bytes, ...]
-    entry: Entry | None
+    entry: WrittenEntry | None
     unproven: bool
 
 
@@ -116,7 +116,9 @@ class Explanation:
     lists: Mapping[str, ListAnswer]
     source: str
     queries: tuple[Query, ...]
-    rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # reasons of match and of except
+    rules: tuple[
+        tuple[RuleTrace, tuple[ConditionResult, ...], tuple[ConditionResult, ...]], ...
+    ]  # reasons of match and of except
     record: OwnerRecord | None = None
     counters: tuple[CounterValue, ...] = ()
 
@@ -198,17 +200,17 @@ def _reason(
     facts: Facts,
     *,
     exempting: bool,
-) -> Reason:
+) -> ConditionResult:
     """Returns the reason of a condition's outcome; `exempting` means that the condition would let mail through."""
     condition, identity = written.condition, facts.identity
     if condition.kind is Kind.LISTED:
         answers = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
-        return Reason(condition, outcome, answers, None, unproven=False)
+        return ConditionResult(condition, outcome, answers, None, unproven=False)
     if condition.kind is Kind.COUNTER:
         values = facts.counters or {}
         names = dict.fromkeys(term[0] for value in condition.values if (term := parse_comparison(value)) is not None)
         seen = tuple(f"{name} = {values[name]}".encode() for name in names if name in values)
-        return Reason(condition, outcome, seen or (b"a request that is not counted",), None, unproven=False)
+        return ConditionResult(condition, outcome, seen or (b"a request that is not counted",), None, unproven=False)
     unproven = (
         exempting
         and condition.subject == Subject.HOSTNAME
@@ -216,7 +218,7 @@ def _reason(
         and identity.status is not Status.VERIFIED
     )
     entry = _entry(written, outcome, loaded.rules_file.path, request, facts)
-    return Reason(condition, outcome, _seen(condition, request, facts), entry, unproven)
+    return ConditionResult(condition, outcome, _seen(condition, request, facts), entry, unproven)
 
 
 def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, ...]:
@@ -236,11 +238,13 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
     return (request.get(condition.subject),)
 
 
-def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
+def _entry(
+    written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts
+) -> WrittenEntry | None:
     """Returns the first entry that makes a condition hold; None if it does not hold. Finds it by binary search."""
     if outcome is not Outcome.YES:
         return None
-    entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
+    entries = [WrittenEntry(value.text, path, value.line, value.column) for value in written.values]
     for _, definition in written.lists:
         entries += definition.entries()
     while len(entries) > 1:
@@ -250,7 +254,7 @@ def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Requ
     return entries[0]
 
 
-def _holds_with(written: WrittenCondition, entries: Sequence[Entry], request: Request, facts: Facts) -> bool:
+def _holds_with(written: WrittenCondition, entries: Sequence[WrittenEntry], request: Request, facts: Facts) -> bool:
     """Returns whether a condition would hold if it had these entries only."""
     collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
     condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
@@ -333,7 +337,7 @@ def _query_as_json(query: Query) -> dict[str, Any]:
     return {**fields, "meaning": query.meaning} if query.meaning else fields
 
 
-def _reason_as_json(reason: Reason) -> dict[str, Any]:
+def _reason_as_json(reason: ConditionResult) -> dict[str, Any]:
     entry = reason.entry
     return {
         "condition": reason.condition.name,
@@ -459,7 +463,9 @@ def _word(rule_trace: RuleTrace, decision: Decision) -> tuple[str, str]:
     return rule_trace.outcome.value, "yellow" if rule_trace.outcome is Outcome.UNKNOWN else "dim"
 
 
-def _explaining_lines(rule_trace: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
+def _explaining_lines(
+    rule_trace: RuleTrace, match: tuple[ConditionResult, ...], exceptions: tuple[ConditionResult, ...]
+) -> list[Text]:
     """Returns the conditions that explain a rule's outcome; only one for a rule that does not match."""
     failed = [reason for reason in match if reason.outcome is Outcome.NO]
     if failed:
@@ -470,7 +476,7 @@ def _explaining_lines(rule_trace: RuleTrace, match: tuple[Reason, ...], exceptio
     return [*(_line("", reason) for reason in match), *(_line("except ", reason) for reason in excepted)]
 
 
-def _line(prefix: str, reason: Reason) -> Text:
+def _line(prefix: str, reason: ConditionResult) -> Text:
     condition = reason.condition
     if condition.kind is Kind.LISTED:
         listed = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"

@@ -14,7 +14,7 @@ from policyd.core.lookups import ExpressionLookup
 from policyd.core.owners import NO_OWNER
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.decision_log.lists import parse_answers
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 from policyd.state.memory import Memory, client_domain, uses_memory
 from policyd.state.process import ProcessMemory
 from policyd.tools.owners import owner_of
@@ -36,7 +36,7 @@ _MAX_KEYS = 1_000_000
 _MAX_RECIPIENTS = 65_536
 
 # Outcomes that count as delivered.
-COUNTS_AS_DELIVERED = frozenset({Outcome.DELIVERED, Outcome.PASSED})
+COUNTS_AS_DELIVERED = frozenset({MailOutcome.DELIVERED, MailOutcome.PASSED})
 
 
 class Assumption(StrEnum):

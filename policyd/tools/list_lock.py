@@ -22,7 +22,7 @@ _SECONDS = 30.0
 _PAUSE = 0.05
 
 
-class LockedError(OSError):
+class ListLockedError(OSError):
     """Another command held the lock for too long."""
 
 
@@ -38,7 +38,7 @@ def list_lock(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise LockedError(None, f"another command holds the lock {folder / _NAME}") from None
+                    raise ListLockedError(None, f"another command holds the lock {folder / _NAME}") from None
                 time.sleep(_PAUSE)
         yield
     finally:

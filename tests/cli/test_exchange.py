@@ -129,9 +129,9 @@ def test_an_export_can_be_imported_again(run: Run, tmp_path: Path) -> None:
 
 def test_the_help_names_every_format(run: Run) -> None:
     printed = run("import", "--help").out
-    assert [name for name in importing.FORMATS if name not in printed] == []
+    assert [name for name in importing.IMPORT_FORMATS if name not in printed] == []
     printed = run("export", "--help").out
-    assert [name for name in exporting.FORMATS if name not in printed] == []
+    assert [name for name in exporting.EXPORT_FORMATS if name not in printed] == []
 
 
 EXEMPTING = "192.0.2.7 my_class\n192.0.2.0/24 REJECT\n"

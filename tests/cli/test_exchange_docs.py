@@ -48,5 +48,7 @@ def test_the_page_shows_what_the_command_prints(
 
 def test_every_format_has_an_example() -> None:
     commands = [example.command.split() for example in examples()]
-    assert {words[1] for words in commands if words[0] == "import"} >= set(importing.FORMATS) - {"postfix-regexp"}
-    assert {words[1] for words in commands if words[0] == "export"} == set(exporting.FORMATS) - {"json"}
+    assert {words[1] for words in commands if words[0] == "import"} >= set(importing.IMPORT_FORMATS) - {
+        "postfix-regexp"
+    }
+    assert {words[1] for words in commands if words[0] == "export"} == set(exporting.EXPORT_FORMATS) - {"json"}

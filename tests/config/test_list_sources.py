@@ -10,7 +10,7 @@ import pytest
 from policyd.config.list_sources import SOURCE_FORMATS, state_path
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
-from policyd.exchange.importing import FORMATS
+from policyd.exchange.importing import IMPORT_FORMATS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def write(folder: Path, source: str) -> Path:
 
 
 def test_the_formats_are_those_of_the_importers() -> None:
-    assert set(SOURCE_FORMATS) == set(FORMATS)
+    assert set(SOURCE_FORMATS) == set(IMPORT_FORMATS)
 
 
 def test_all_fields_are_read(tmp_path: Path) -> None:

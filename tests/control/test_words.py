@@ -6,21 +6,21 @@ import json
 
 import pytest
 
-from policyd.control.words import Command, Request, RequestError, encode_with_text, parse_request
+from policyd.control.words import Command, ControlRequest, RequestError, encode_with_text, parse_request
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        Request(Command.STATUS),
-        Request(Command.RELOAD, data=True),
-        Request(Command.FORGET, what="mail.example.com"),
-        Request(Command.STATUS, counter="c"),
-        Request(Command.FORGET, what="a\nb", counter="c"),
-        Request(Command.FORGET, what="192.0.2.1", greylist=True),
+        ControlRequest(Command.STATUS),
+        ControlRequest(Command.RELOAD, data=True),
+        ControlRequest(Command.FORGET, what="mail.example.com"),
+        ControlRequest(Command.STATUS, counter="c"),
+        ControlRequest(Command.FORGET, what="a\nb", counter="c"),
+        ControlRequest(Command.FORGET, what="192.0.2.1", greylist=True),
     ],
 )
-def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
+def test_a_request_is_read_back_as_it_was_written(request_: ControlRequest) -> None:
     line = request_.encode()
     assert line.endswith(b"\n")
     assert parse_request(line) == request_

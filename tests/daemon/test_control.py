@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policyd.control.client import ControlError, ask
-from policyd.control.words import Command, Request
+from policyd.control.words import Command, ControlRequest
 from tests.daemon.client import Client, unnamed
 from tests.daemon.conftest import BULK, DNS_RULES, LATER, RULES, StartPolicyd, children
 from tests.field.policyd import Policyd
@@ -139,7 +139,9 @@ def test_a_reload_is_answered_although_the_daemon_ends_first(start_policyd: Star
         os.kill(loader, signal.SIGSTOP)
         try:
             for peer, data in ((first, False), (second, True)):
-                peer.sendall(Request(Command.ALIVE).encode() + Request(Command.RELOAD, data=data).encode())
+                peer.sendall(
+                    ControlRequest(Command.ALIVE).encode() + ControlRequest(Command.RELOAD, data=data).encode()
+                )
             lines = [peer.makefile("rb") for peer in (first, second)]
             alive = [json.loads(line.readline())["ok"] for line in lines]
             os.kill(policyd.pid, signal.SIGTERM)
@@ -225,7 +227,7 @@ def test_the_rules_text_in_force_is_sent_even_if_the_file_was_edited(start_polic
     rules = "# \u00e9 \U0001f600\n" + RULES + "".join(f"# a comment of some length {n}\n" for n in range(10_000))
     with start_policyd(rules, control=control) as policyd:
         policyd.rules.write_text("rules: []\n")
-        answer = ask(control, Request(Command.RULES))
+        answer = ask(control, ControlRequest(Command.RULES))
     assert answer["rules"] == rules
     assert (answer["path"], answer["settings"]) == (str(policyd.rules), str(policyd.settings))
 
@@ -343,14 +345,14 @@ def test_many_silent_peers_do_not_block_others(start_policyd: StartPolicyd, port
     with start_policyd(control=control) as policyd, ExitStack() as crowd, Client(port) as client:
         for _ in range(100):
             crowd.enter_context(connect(control)).sendall(b'{"comm')
-        assert ask(control, Request(Command.ALIVE))["ok"]
+        assert ask(control, ControlRequest(Command.ALIVE))["ok"]
         assert client.ask(BULK) == LATER
         assert len(os.listdir(f"/proc/{policyd.pid}/fd")) < 64  # noqa: PTH208 - a count
 
 
 def test_several_requests_may_use_one_connection(start_policyd: StartPolicyd, control: str) -> None:
     with start_policyd(control=control), connect(control) as peer:
-        peer.sendall(Request(Command.ALIVE).encode() * 3)
+        peer.sendall(ControlRequest(Command.ALIVE).encode() * 3)
         lines = peer.makefile("rb")
         assert [json.loads(lines.readline())["ok"] for _ in range(3)] == [True] * 3
 
@@ -360,7 +362,7 @@ def test_a_stale_control_socket_is_detected(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(path)
     with pytest.raises(ControlError, match="nothing listens"):
-        ask(path, Request(Command.ALIVE))
+        ask(path, ControlRequest(Command.ALIVE))
 
 
 # --- Many hosts -------------------------------------------------------------------------------------------------------

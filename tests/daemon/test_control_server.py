@@ -8,7 +8,7 @@ import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from policyd.control.words import Command, Request
+from policyd.control.words import Command, ControlRequest
 from policyd.daemon import control
 from policyd.daemon.control import MAX_PEERS, ControlServer, LongText
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from policyd.daemon.control import Answer
+    from policyd.daemon.control import ControlAnswer
 
 LONG = b"x" * (4 << 20)  # bytes, far more than a socket holds
 
 
-async def tell_rules(_request: Request) -> Answer:
+async def tell_rules(_request: ControlRequest) -> ControlAnswer:
     return LongText({"ok": True}, "rules", memoryview(LONG))
 
 
@@ -41,7 +41,7 @@ async def peer(server: ControlServer) -> AsyncIterator[tuple[asyncio.StreamReade
 async def test_many_new_peers_do_not_cut_off_an_answer_that_is_being_read() -> None:
     server = ControlServer({Command.RULES: tell_rules})
     async with AsyncExitStack() as crowd, peer(server) as (reader, writer), asyncio.timeout(30):
-        writer.write(Request(Command.RULES).encode())
+        writer.write(ControlRequest(Command.RULES).encode())
         start = await reader.readexactly(1)
         for _ in range(2 * MAX_PEERS):
             await crowd.enter_async_context(peer(server))
@@ -53,14 +53,14 @@ async def test_many_new_peers_do_not_cut_off_an_answer_that_is_being_read() -> N
 async def test_a_request_is_answered_before_the_end_and_a_silent_peer_does_not_delay_it() -> None:
     began, may_end = asyncio.Event(), asyncio.Event()
 
-    async def take_long(_request: Request) -> Answer:
+    async def take_long(_request: ControlRequest) -> ControlAnswer:
         began.set()
         await may_end.wait()
         return {"ok": True}
 
     server = ControlServer({Command.STATUS: take_long})
     async with peer(server) as (reader, writer), peer(server) as (silent, _), asyncio.timeout(30):
-        writer.write(Request(Command.STATUS).encode() * 2)
+        writer.write(ControlRequest(Command.STATUS).encode() * 2)
         await began.wait()
         closing = asyncio.create_task(server.close())
         assert await silent.read() == b""
@@ -73,7 +73,7 @@ async def test_the_end_does_not_wait_for_a_peer_that_does_not_read(monkeypatch: 
     monkeypatch.setattr(control, "END_SECONDS", 0.01)
     server = ControlServer({Command.RULES: tell_rules})
     async with peer(server) as (reader, writer), asyncio.timeout(30):
-        writer.write(Request(Command.RULES).encode())
+        writer.write(ControlRequest(Command.RULES).encode())
         await reader.readexactly(1)
         writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport has it
         await server.close()

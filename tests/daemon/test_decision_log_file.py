@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.decision_log_file import DecisionLogFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +34,8 @@ def loop() -> Loop:
     return Loop()
 
 
-def open_log(path: object, loop: Loop) -> DecisionLog:
-    return DecisionLog(str(path), loop.call_soon)
+def open_log(path: object, loop: Loop) -> DecisionLogFile:
+    return DecisionLogFile(str(path), loop.call_soon)
 
 
 def test_the_lines_of_a_turn_are_written_at_its_end_in_one_append(

@@ -17,7 +17,7 @@ from policyd.core.identity import Identity, Status
 from policyd.core.protocol import parse_probe_reply
 from policyd.daemon import server as server_module
 from policyd.daemon.counters import Counters
-from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.decision_log_file import DecisionLogFile
 from policyd.daemon.listeners import Listener
 from policyd.daemon.server import Server
 from policyd.dns.facts import FactFinder
@@ -64,7 +64,7 @@ class Served:
     def __init__(self, tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         self.log = tmp_path / "log"
-        self.decision_log = DecisionLog(str(self.log), loop.call_soon)
+        self.decision_log = DecisionLogFile(str(self.log), loop.call_soon)
         self.counters = Counters()
         self.server = Server(
             build(RULES),

@@ -13,7 +13,7 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Verb
 from policyd.decision_log.reader import LoggedDecision, as_json, as_text, parse, parse_anywhere
-from policyd.decision_log.writer import Entry, json_line, text_line
+from policyd.decision_log.writer import DecisionEntry, json_line, text_line
 
 TEXT = (
     b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
@@ -266,7 +266,7 @@ def test_lines_of_the_daemon_are_read_back(
         Verb.REJECT, None, "5.7.1", ("No",), ("a", "b"), downgraded=False, identity=identity, observing=observe
     )
     hostname = identity.hostname if identity is not None else b""
-    entry = Entry(
+    entry = DecisionEntry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
         request,

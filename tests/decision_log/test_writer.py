@@ -15,7 +15,7 @@ from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.decision_log.record import MAX_LINE, format_text
-from policyd.decision_log.writer import Entry, Timestamps, _fit_line, json_line, text_line
+from policyd.decision_log.writer import DecisionEntry, Timestamps, _fit_line, json_line, text_line
 from tests.local_time import local_time
 
 RULE = Rule("sakura-vps", 3, (), (), Action(Verb.REJECT, "5.7.1", ("Access denied",)))
@@ -49,13 +49,13 @@ def entry(
     verb: Verb = Verb.REJECT,
     owner: Owner | None = None,
     **attributes: bytes,
-) -> Entry:
+) -> DecisionEntry:
     """Returns an entry for a rejected client, with these fields changed."""
     decision = Decision(
         verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
     )
     request = Request.of(REQUEST | attributes)
-    return Entry(
+    return DecisionEntry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
         request,
@@ -174,7 +174,7 @@ TIMESTAMP = "2026-11-21T17:16:00.123+09:00"
         ),
     ],
 )
-def test_the_text_format_is_as_documented(logged: Entry, text: str) -> None:
+def test_the_text_format_is_as_documented(logged: DecisionEntry, text: str) -> None:
     assert text_line(logged).decode() == f"{TIMESTAMP} {text}\n"
 
 
@@ -258,7 +258,7 @@ printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_s
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> Entry:
+def entries(draw: st.DrawFn) -> DecisionEntry:
     verb = draw(st.sampled_from(Verb))
     return entry(
         action=draw(st.sampled_from([str(verb), "DUNNO"])),
@@ -280,7 +280,7 @@ QUOTED = re.compile(r'(?:[^ "]|"[^"]*")+')
 
 
 @given(entries())
-def test_any_bytes_make_one_line_of_text_that_can_be_split_at_blanks_outside_quotes(logged: Entry) -> None:
+def test_any_bytes_make_one_line_of_text_that_can_be_split_at_blanks_outside_quotes(logged: DecisionEntry) -> None:
     line = text_line(logged)
     assert re.fullmatch(rb"[ -~]+\n", line)
     assert len(line) <= MAX_LINE
@@ -303,7 +303,7 @@ def test_any_bytes_make_one_line_of_text_that_can_be_split_at_blanks_outside_quo
 
 
 @given(entries())
-def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> None:
+def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: DecisionEntry) -> None:
     line = json_line(logged)
     assert re.fullmatch(rb"[ -~]+\n", line)
     assert len(line) <= MAX_LINE
@@ -315,7 +315,7 @@ def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> 
 
 
 @given(entries())
-def test_the_fast_and_the_general_way_make_the_same_line(logged: Entry) -> None:
+def test_the_fast_and_the_general_way_make_the_same_line(logged: DecisionEntry) -> None:
     assert text_line(logged) == _fit_line(format_text, logged)
 
 

@@ -26,7 +26,7 @@ from tests.requirements import require
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from policyd.dns.list_names import Subject
+    from policyd.dns.list_names import ListSubject
 
 CLIENT = b"198.51.100.7"
 NAME = "7.100.51.198.zen.test"
@@ -51,7 +51,7 @@ async def use(*definitions: DnsList, server: str, **settings: Any) -> AsyncItera
         await resolver.close()
 
 
-def subject_of(text: bytes) -> Subject:
+def subject_of(text: bytes) -> ListSubject:
     return parse_address(text) or text
 
 

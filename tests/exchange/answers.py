@@ -15,15 +15,15 @@ from policyd.core.facts import Facts, Needs
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
 from policyd.core.reply import reply_text
-from policyd.exchange.importing import FORMATS, ImportOptions, Shape, import_files
-from policyd.exchange.model import Line, Report
+from policyd.exchange.importing import IMPORT_FORMATS, ImportForm, ImportOptions, import_files
+from policyd.exchange.model import ConversionReport, Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from policyd.config.load import Loaded
     from policyd.core.index import Ruleset
-    from policyd.exchange.importing import Result
+    from policyd.exchange.importing import ImportResult
     from policyd.exchange.model import Imported
 
 TODAY = datetime.date(2026, 11, 21)
@@ -56,13 +56,13 @@ def lines(text: str, path: str = "table") -> list[Line]:
     return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1)]
 
 
-def read(format_name: str, text: str, **options: object) -> tuple[Imported, Report]:
+def read(format_name: str, text: str, **options: object) -> tuple[Imported, ConversionReport]:
     """The result of a format's reader for this text."""
-    report = Report()
-    return FORMATS[format_name].read(lines(text), report, **options), report
+    report = ConversionReport()
+    return IMPORT_FORMATS[format_name].read(lines(text), report, **options), report
 
 
-def import_text(format_name: str, text: str, options: ImportOptions | None = None) -> Result:
+def import_text(format_name: str, text: str, options: ImportOptions | None = None) -> ImportResult:
     """The result of `policyd import` for a file with this text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
@@ -72,7 +72,7 @@ def import_text(format_name: str, text: str, options: ImportOptions | None = Non
 
 def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
     """The loaded rules that `policyd import` makes from this text."""
-    return ruleset(import_text(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
+    return ruleset(import_text(format_name, text, ImportOptions(shape=ImportForm.RULES, **options)).text)
 
 
 def load_text(text: str) -> Loaded:

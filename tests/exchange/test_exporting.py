@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from policyd.config.problems import ConfigErrors
 from policyd.exchange.exporting import NoSuchListError, export
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
-from policyd.exchange.model import ExportOptions, Report
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions
+from policyd.exchange.model import ConversionReport, ExportOptions
 from policyd.exchange.rules_yaml import scalar
 from tests.examples import examples
 from tests.exchange.answers import (
@@ -82,7 +82,7 @@ rules:
 """
 
 
-def export_text(name: str, text: str, lists: tuple[str, ...] = (), **options: Any) -> tuple[str, Report]:
+def export_text(name: str, text: str, lists: tuple[str, ...] = (), **options: Any) -> tuple[str, ConversionReport]:
     return export(name, load_text(text), ExportOptions(**options), TODAY, lists)
 
 
@@ -164,7 +164,7 @@ def test_an_exported_set_contains_exactly_the_rejected_addresses(name: str, impo
     blocked_addresses = netaddr.IPSet()
     for part in written:
         with contextlib.suppress(ImportFailedError):  # the set may be empty
-            entries = import_text(import_name, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
+            entries = import_text(import_name, part, ImportOptions(shape=ImportForm.LIST, condition="cidr")).entries
             blocked_addresses |= netaddr.IPSet(term.value for term in entries)
     assert [address for address in ADDRESSES if address in blocked_addresses] == wanted
 

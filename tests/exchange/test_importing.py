@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.exchange.importing import (
+    IMPORT_FORMATS,
+    ImportFailedError,
+    ImportForm,
+    ImportOptions,
+    as_json_object,
+    import_files,
+)
 from policyd.logs.files import MAX_LINE_BYTES
 from tests.examples import examples
 from tests.exchange.answers import import_text, ruleset
@@ -43,7 +50,7 @@ def failure(format_name: str, path: Path | str) -> ImportFailedError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", IMPORT_FORMATS)
 def test_a_binary_empty_or_missing_file_gives_a_one_line_error(name: str, tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(bytes(range(256)) * 40)
@@ -59,7 +66,7 @@ def test_a_binary_empty_or_missing_file_gives_a_one_line_error(name: str, tmp_pa
     assert error.exit_status == 2
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", IMPORT_FORMATS)
 def test_a_file_in_another_format_gives_a_one_line_error(name: str, tmp_path: Path) -> None:
     prose = tmp_path / "prose"
     prose.write_text("Dear colleagues,\n\nplease find enclosed: nothing!\nYours = sincerely; (a friend)\n")
@@ -126,7 +133,7 @@ def test_the_json_report_agrees_with_the_text_report() -> None:
 
 
 def test_every_format_has_a_sample_that_can_be_imported() -> None:
-    assert set(SAMPLES) == set(FORMATS)
+    assert set(SAMPLES) == set(IMPORT_FORMATS)
     for name, sample in SAMPLES.items():
         assert import_text(name, sample).report.taken, name
 
@@ -139,12 +146,12 @@ lines = (
 )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", IMPORT_FORMATS)
 @settings(max_examples=examples(60), deadline=None)
 @given(rows=st.lists(lines, max_size=8))
 def test_any_file_gives_valid_rules_and_a_report_or_a_one_line_error(name: str, rows: list[str]) -> None:
     try:
-        result = import_text(name, "\n".join(rows), ImportOptions(shape=Shape.RULES))
+        result = import_text(name, "\n".join(rows), ImportOptions(shape=ImportForm.RULES))
     except ImportFailedError as error:
         assert str(error).isprintable()
         return
@@ -164,5 +171,5 @@ def test_the_name_of_a_temporary_file_does_not_change_a_list(tmp_path: Path, for
     written = set()
     for name in ("drop.txt.new", "tmp.Xa91", "fetched"):
         (tmp_path / name).write_text(content)
-        written.add(import_files(format_name, [str(tmp_path / name)], ImportOptions(shape=Shape.LIST)).text)
+        written.add(import_files(format_name, [str(tmp_path / name)], ImportOptions(shape=ImportForm.LIST)).text)
     assert len(written) == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.control.client import ask
-from policyd.control.words import Command, Request
+from policyd.control.words import Command, ControlRequest
 from tests.faults.conftest import LONG, SECONDS, Setting, cases_to_try, long_only
 from tests.faults.test_clients import running
 
@@ -79,7 +79,7 @@ def never_reading(place: str, over: threading.Event) -> None:
         while not over.is_set():
             for peer in peers:
                 with suppress(OSError):
-                    peer.sendall(Request(Command.RULES).encode() * 20)
+                    peer.sendall(ControlRequest(Command.RULES).encode() * 20)
             over.wait(0.05)
 
 
@@ -87,7 +87,7 @@ def reloads_without_waiting(place: str, over: threading.Event) -> None:
     """Peers ask for a reload, and close the connection before the reload has ended."""
     while not over.is_set():
         with connect(place) as peer:
-            peer.sendall(Request(Command.RELOAD, data=True).encode())
+            peer.sendall(ControlRequest(Command.RELOAD, data=True).encode())
         over.wait(0.02)
 
 
@@ -117,10 +117,10 @@ def test_peers_of_the_control_socket_do_not_affect_postfix(name: str, controlled
     with setting.flow(f"control: {name}") as flow:
         with running(NUISANCES[name], place):
             flow.go_on(SECONDS)
-            assert ask(place, Request(Command.STATUS))["ok"]
+            assert ask(place, ControlRequest(Command.STATUS))["ok"]
         flow.fault_is_over()
     flow.compare(policyd.decisions(flow.row.answered))
-    assert ask(place, Request(Command.ALIVE))["ok"]
+    assert ask(place, ControlRequest(Command.ALIVE))["ok"]
     assert "bug" not in policyd.operational_log.read_text()
 
 
@@ -133,5 +133,5 @@ def test_a_rules_file_of_many_megabytes_is_sent_to_a_peer_without_delaying_reque
         policyd.reload()
         with setting.flow("control: 32 MB of rules sent again and again") as flow:
             for _ in range(3):
-                assert ask(place, Request(Command.RULES))["rules"] == text
+                assert ask(place, ControlRequest(Command.RULES))["rules"] == text
             flow.fault_is_over()

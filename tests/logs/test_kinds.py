@@ -9,12 +9,18 @@ import pytest
 
 from policyd.logs import maillog, postfix
 from policyd.logs.maillog import MailLog
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 
 if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
 
-D, P, R, F, U = Outcome.DELIVERED, Outcome.PASSED, Outcome.REJECTED, Outcome.DEFERRED, Outcome.UNKNOWN
+D, P, R, F, U = (
+    MailOutcome.DELIVERED,
+    MailOutcome.PASSED,
+    MailOutcome.REJECTED,
+    MailOutcome.DEFERRED,
+    MailOutcome.UNKNOWN,
+)
 
 
 def read(text: str) -> tuple[LineCounts, list[Observation]]:
@@ -36,7 +42,7 @@ class Case(NamedTuple):
 
     name: str
     text: str
-    found: list[tuple[str, Outcome]]
+    found: list[tuple[str, MailOutcome]]
 
 
 # A filter after the queue takes mail AAA and returns it as mail BBB. `early` and `late` are the lines of BBB's delivery,

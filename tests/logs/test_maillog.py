@@ -19,7 +19,7 @@ from policyd.logs import postfix as postfix_reader
 from policyd.logs import sendmail as sendmail_reader
 from policyd.logs.files import LogError
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
+from policyd.logs.transaction import MAX_RECIPIENTS, MailOutcome, NameStatus, Observation
 from tests.examples import examples
 
 DATA = Path(__file__).parents[1] / "data"
@@ -94,7 +94,7 @@ def test_a_refused_recipient() -> None:
         b"rainbow+errnnn0@gbc001.mag-r.net",
         (b"x@y.jp",),
         b"",
-        Outcome.DEFERRED,
+        MailOutcome.DEFERRED,
         b"smtpd",
         b"450 4.7.1 Client host rejected: cannot find your hostname, [180.222.51.40]",
         "postfix",
@@ -111,29 +111,29 @@ def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> 
         (b"mail.b.example",),
         NameStatus.VERIFIED,
     )
-    assert (seen.sender, seen.recipients, seen.outcome) == (b"a@b.example", (b"c@d.example",), Outcome.DELIVERED)
+    assert (seen.sender, seen.recipients, seen.outcome) == (b"a@b.example", (b"c@d.example",), MailOutcome.DELIVERED)
     assert (seen.by, seen.text) == (b"mx.d.example[192.0.2.25]:25", b"250 ok")
 
 
 @pytest.mark.parametrize("daemon", ["smtp", "lmtp", "local", "virtual", "pipe", "error", "retry", "discard", "relay"])
 def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
     lines = accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
-    assert only_mail(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is Outcome.DELIVERED
+    assert only_mail(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is MailOutcome.DELIVERED
 
 
 @pytest.mark.parametrize(
     ("deliveries", "outcome"),
     [
-        ([SENT], Outcome.DELIVERED),
-        ([DEFERRED], Outcome.DEFERRED),
-        ([BOUNCED], Outcome.REJECTED),
-        ([DEFERRED, SENT], Outcome.DELIVERED),
-        ([DEFERRED, DEFERRED, BOUNCED], Outcome.REJECTED),
-        ([SENT, BOUNCED.replace("c@d", "e@d")], Outcome.DELIVERED),
-        ([], Outcome.UNKNOWN),
+        ([SENT], MailOutcome.DELIVERED),
+        ([DEFERRED], MailOutcome.DEFERRED),
+        ([BOUNCED], MailOutcome.REJECTED),
+        ([DEFERRED, SENT], MailOutcome.DELIVERED),
+        ([DEFERRED, DEFERRED, BOUNCED], MailOutcome.REJECTED),
+        ([SENT, BOUNCED.replace("c@d", "e@d")], MailOutcome.DELIVERED),
+        ([], MailOutcome.UNKNOWN),
     ],
 )
-def test_a_mail_has_the_best_outcome_of_its_recipients(deliveries: list[str], outcome: Outcome) -> None:
+def test_a_mail_has_the_best_outcome_of_its_recipients(deliveries: list[str], outcome: MailOutcome) -> None:
     assert only_mail(*accepted_mail("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
 
 
@@ -152,7 +152,7 @@ def test_recipients_of_one_mail_are_one_observation() -> None:
 
 def test_refused_recipients_of_one_mail_are_one_observation() -> None:
     seen = only_mail(REFUSED, REFUSED.replace("x@y.jp", "z@y.jp").replace("450 4.7.1", "554 5.7.1"))
-    assert (seen.recipients, seen.outcome) == ((b"x@y.jp", b"z@y.jp"), Outcome.DEFERRED)
+    assert (seen.recipients, seen.outcome) == ((b"x@y.jp", b"z@y.jp"), MailOutcome.DEFERRED)
 
 
 @pytest.mark.parametrize(
@@ -223,27 +223,27 @@ def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
     [
         (
             "milter-reject: END-OF-MESSAGE from m[192.0.2.1]: 5.7.1 Spam; from=<s@b> to=<t@d> proto=ESMTP helo=<h>",
-            Outcome.REJECTED,
+            MailOutcome.REJECTED,
             b"milter",
         ),
         (
             "milter-reject: END-OF-MESSAGE from m[192.0.2.1]: 4.7.1 Greylisted; from=<s@b> to=<t@d> proto=ESMTP helo=<h>",
-            Outcome.DEFERRED,
+            MailOutcome.DEFERRED,
             b"milter",
         ),
         (
             "reject: header Subject: buy from us; now from m[192.0.2.1]; from=<s@b> to=<t@d> proto=ESMTP helo=<h>: 5.7.1 No",
-            Outcome.REJECTED,
+            MailOutcome.REJECTED,
             b"header_checks",
         ),
         (
             "discard: body viagra from m[192.0.2.1]; from=<s@b> to=<t@d> proto=ESMTP helo=<h>: gone",
-            Outcome.REJECTED,
+            MailOutcome.REJECTED,
             b"body_checks",
         ),
     ],
 )
-def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -> None:
+def test_mails_that_cleanup_refuses(message: str, outcome: MailOutcome, by: bytes) -> None:
     seen = only_mail(
         postfix("smtpd", "B25692109E3: client=m[192.0.2.1]"), postfix("cleanup", f"B25692109E3: {message}", pid=4)
     )
@@ -257,39 +257,41 @@ def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -
         (
             "NOQUEUE: reject: CONNECT from unknown[192.0.2.1]: 554 5.7.1 <unknown[192.0.2.1]>: Client host rejected:"
             " Access denied; proto=SMTP",
-            (None, (), b"", Outcome.REJECTED),
+            (None, (), b"", MailOutcome.REJECTED),
         ),
         (
             "NOQUEUE: reject: HELO from unknown[192.0.2.1]: 504 5.5.2 <h>: Helo command rejected; proto=SMTP helo=<h>",
-            (None, (), b"h", Outcome.REJECTED),
+            (None, (), b"h", MailOutcome.REJECTED),
         ),
         (
             "NOQUEUE: reject: MAIL from unknown[192.0.2.1]: 550 no; from=<> proto=ESMTP helo=<h>",
-            (b"", (), b"h", Outcome.REJECTED),
+            (b"", (), b"h", MailOutcome.REJECTED),
         ),
         (
             "NOQUEUE: milter-reject: RCPT from unknown[192.0.2.1]: 451 4.7.1 later; from=<s@b> to=<t@d> proto=SMTP helo=<h>",
-            (b"s@b", (b"t@d",), b"h", Outcome.DEFERRED),
+            (b"s@b", (b"t@d",), b"h", MailOutcome.DEFERRED),
         ),
         (
             "NOQUEUE: reject: RCPT from [192.0.2.1]:4321: 550 5.7.1 Service unavailable; client [192.0.2.1] blocked using"
             " dnsbl; from=<s@b>, to=<t@d>, proto=ESMTP, helo=<h>",
-            (b"s@b", (b"t@d",), b"h", Outcome.REJECTED),
+            (b"s@b", (b"t@d",), b"h", MailOutcome.REJECTED),
         ),
         (
             "NOQUEUE: discard: RCPT from unknown[192.0.2.1]: <t@d>: Recipient address triggers DISCARD action;"
             " from=<s@b> to=<t@d> proto=ESMTP helo=<h>",
-            (b"s@b", (b"t@d",), b"h", Outcome.REJECTED),
+            (b"s@b", (b"t@d",), b"h", MailOutcome.REJECTED),
         ),
         (
             'NOQUEUE: reject: RCPT from unknown[192.0.2.1]: 550 <"; from=<x> to=<y> proto=z"@b>: Sender address rejected;'
             ' from=<"; from=<x> to=<y> proto=z"@b> to=<t@d> proto=ESMTP helo=<h>',
-            (None, (), b"", Outcome.REJECTED),
+            (None, (), b"", MailOutcome.REJECTED),
         ),
     ],
     ids=["connect", "helo", "null sender", "milter", "postscreen", "discard", "a sender that looks like a log line"],
 )
-def test_refusals_in_every_form(message: str, expected: tuple[bytes | None, tuple[bytes, ...], bytes, Outcome]) -> None:
+def test_refusals_in_every_form(
+    message: str, expected: tuple[bytes | None, tuple[bytes, ...], bytes, MailOutcome]
+) -> None:
     seen = only_mail(postfix("smtpd", message))
     assert seen.client_address == b"192.0.2.1"
     if "proto=z" not in message:  # a damaged line may be misread, but must not affect others
@@ -300,7 +302,7 @@ def test_a_refused_recipient_of_an_accepted_mail_does_not_change_its_outcome() -
     lines = accepted_mail("B25692109E3", "unknown[180.222.51.40]", SENT)
     refusal = REFUSED.replace("NOQUEUE", "B25692109E3")
     seen = only_mail(*lines[:2], refusal, *lines[2:])
-    assert (seen.outcome, seen.recipients) == (Outcome.DELIVERED, (b"c@d.example",))
+    assert (seen.outcome, seen.recipients) == (MailOutcome.DELIVERED, (b"c@d.example",))
     assert seen.helo_name == b"r001-gbc001.mail-b.net"
 
 
@@ -309,7 +311,7 @@ def test_a_mail_refused_at_its_end_is_refused() -> None:
         postfix("smtpd", "B25692109E3: client=unknown[180.222.51.40]"),
         REFUSED.replace("NOQUEUE", "B25692109E3").replace("RCPT", "END-OF-MESSAGE").replace("450 4", "550 5"),
     )
-    assert seen.outcome is Outcome.REJECTED
+    assert seen.outcome is MailOutcome.REJECTED
 
 
 def test_each_instance_and_host_has_its_own_queue_ids() -> None:
@@ -318,9 +320,9 @@ def test_each_instance_and_host_has_its_own_queue_ids() -> None:
     host = [line.replace(" ulysses ", " penelope ") for line in accepted_mail("B25692109E3", "c[192.0.2.3]", BOUNCED)]
     mixed = [line for lines in zip(default, instance, host, strict=True) for line in lines]
     assert {seen.client_address: seen.outcome for seen in read(*mixed)} == {
-        b"192.0.2.1": Outcome.DELIVERED,
-        b"192.0.2.2": Outcome.DEFERRED,
-        b"192.0.2.3": Outcome.REJECTED,
+        b"192.0.2.1": MailOutcome.DELIVERED,
+        b"192.0.2.2": MailOutcome.DEFERRED,
+        b"192.0.2.3": MailOutcome.REJECTED,
     }
 
 
@@ -328,14 +330,14 @@ def test_a_service_of_an_instance_shares_its_queue() -> None:
     lines = accepted_mail("B25692109E3", "a[192.0.2.1]", SENT)
     assert (
         only_mail(*(line.replace("postfix/smtpd", "postfix/submission/smtpd") for line in lines)).outcome
-        is Outcome.DELIVERED
+        is MailOutcome.DELIVERED
     )
 
 
 def test_a_repeated_short_queue_id_is_another_mail() -> None:
     lines = accepted_mail("B25692109E3", "a[192.0.2.1]", DEFERRED)
     again = accepted_mail("B25692109E3", "b[192.0.2.2]", SENT)
-    assert [seen.outcome for seen in read(*lines[:5], *again)] == [Outcome.DEFERRED, Outcome.DELIVERED]
+    assert [seen.outcome for seen in read(*lines[:5], *again)] == [MailOutcome.DEFERRED, MailOutcome.DELIVERED]
 
 
 @pytest.mark.parametrize(
@@ -392,14 +394,14 @@ def test_the_client_of_a_mail_in_sendmails_log(
 @pytest.mark.parametrize(
     ("dsn", "status", "outcome"),
     [
-        ("2.0.0", "Sent", Outcome.DELIVERED),
-        ("2.0.0", "Sent (ok, queued as B25692109E3)", Outcome.DELIVERED),
-        ("4.0.0", "Deferred: Connection refused by mx.d.example., mx2.d.example.", Outcome.DEFERRED),
-        ("4.2.2", "Mailbox full, try later", Outcome.DEFERRED),
-        ("5.1.1", "User unknown", Outcome.REJECTED),
+        ("2.0.0", "Sent", MailOutcome.DELIVERED),
+        ("2.0.0", "Sent (ok, queued as B25692109E3)", MailOutcome.DELIVERED),
+        ("4.0.0", "Deferred: Connection refused by mx.d.example., mx2.d.example.", MailOutcome.DEFERRED),
+        ("4.2.2", "Mailbox full, try later", MailOutcome.DEFERRED),
+        ("5.1.1", "User unknown", MailOutcome.REJECTED),
     ],
 )
-def test_outcomes_of_sendmails_mails(dsn: str, status: str, outcome: Outcome) -> None:
+def test_outcomes_of_sendmails_mails(dsn: str, status: str, outcome: MailOutcome) -> None:
     seen = only_mail(sendmail(FROM.format(1, "host.b.example [192.0.2.1]")), sendmail(TO.format(dsn, status)))
     assert (seen.outcome, seen.sender, seen.recipients) == (outcome, b"a@b.example", (b"c@d.example",))
     assert seen.text == status.encode()
@@ -418,7 +420,7 @@ def test_sendmail_refuses_a_client_at_once() -> None:
         "Mar 9 23:12:23 sm-mta[34814]: ruleset=check_relay, arg1=os3-305-42423.vs.sakura.ne.jp, arg2=49.212.201.177,"
         " relay=os3-305-42423.vs.sakura.ne.jp [49.212.201.177], reject=550 5.7.1 Access denied"
     )
-    assert (seen.names, seen.sender, seen.outcome) == ((b"os3-305-42423.vs.sakura.ne.jp",), None, Outcome.REJECTED)
+    assert (seen.names, seen.sender, seen.outcome) == ((b"os3-305-42423.vs.sakura.ne.jp",), None, MailOutcome.REJECTED)
     assert (seen.by, seen.text) == (b"check_relay", b"550 5.7.1 Access denied")
 
 
@@ -430,7 +432,7 @@ def test_the_sender_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
         ),
         sendmail(FROM.format(0, "host.b.example [192.0.2.1]")),
     )
-    assert (seen.sender, seen.recipients, seen.outcome) == (b"a@b.example", (b"c@d.example",), Outcome.DEFERRED)
+    assert (seen.sender, seen.recipients, seen.outcome) == (b"a@b.example", (b"c@d.example",), MailOutcome.DEFERRED)
     assert seen.by == b"check_rcpt"
 
 
@@ -440,7 +442,7 @@ def test_a_milter_of_sendmail_refuses_the_mail() -> None:
         sendmail("2153vN23096927: Milter: data, reject=550 5.7.1 Spam"),
         sendmail(TO.format("5.7.1", "Spam")),
     )
-    assert seen.outcome is Outcome.REJECTED
+    assert seen.outcome is MailOutcome.REJECTED
 
 
 @pytest.mark.parametrize(
@@ -474,14 +476,14 @@ def decision(
 @pytest.mark.parametrize(
     ("action", "outcome"),
     [
-        ("DUNNO", Outcome.PASSED),
-        ("REJECT", Outcome.REJECTED),
-        ("DEFER", Outcome.DEFERRED),
-        ("DEFER_IF_PERMIT", Outcome.DEFERRED),
-        ("DUNNO would=REJECT", Outcome.PASSED),
+        ("DUNNO", MailOutcome.PASSED),
+        ("REJECT", MailOutcome.REJECTED),
+        ("DEFER", MailOutcome.DEFERRED),
+        ("DEFER_IF_PERMIT", MailOutcome.DEFERRED),
+        ("DUNNO would=REJECT", MailOutcome.PASSED),
     ],
 )
-def test_a_decision_is_an_observation(action: str, outcome: Outcome) -> None:
+def test_a_decision_is_an_observation(action: str, outcome: MailOutcome) -> None:
     seen = only_mail(decision(action))
     assert (seen.outcome, seen.sender, seen.helo_name) == (outcome, b"a@b.example", b"h.example")
     assert (seen.by, seen.log) == (b"policyd", "policyd")
@@ -511,7 +513,7 @@ def test_decisions_of_one_mail_are_one_observation() -> None:
         decision("DUNNO", to="e@d", instance="2839.1"),
         decision("REJECT", to="c@d", instance="2839.1"),
     )
-    assert (seen.recipients, seen.outcome) == ((b"c@d", b"e@d"), Outcome.PASSED)
+    assert (seen.recipients, seen.outcome) == ((b"c@d", b"e@d"), MailOutcome.PASSED)
     assert len(read(decision(instance="2839.1"), decision(instance="2839.2"))) == 2
     assert len(read(decision(), decision())) == 2
 
@@ -592,7 +594,7 @@ def test_the_incident_of_the_phishing_hosts() -> None:
     found = [seen for batch in observations([str(DATA / "maillog.sendmail")], log) for seen in batch]
     assert (log.counts.lines, log.counts.used) == (28, 28)
     assert len(found) == 28
-    assert all(seen.name_status is NameStatus.VERIFIED and seen.outcome is Outcome.REJECTED for seen in found)
+    assert all(seen.name_status is NameStatus.VERIFIED and seen.outcome is MailOutcome.REJECTED for seen in found)
     assert sum(seen.names[0].endswith(b".vs.sakura.ne.jp") for seen in found) == 27
 
 
@@ -603,7 +605,7 @@ def test_the_incident_of_the_bulk_mailer() -> None:
     assert sorted(seen.client_address for seen in found) == sorted(
         line.partition(b"unknown[")[2].partition(b"]")[0] for line in lines
     )
-    assert {seen.outcome for seen in found} == {Outcome.DEFERRED}
+    assert {seen.outcome for seen in found} == {MailOutcome.DEFERRED}
 
 
 def test_a_log_that_a_real_postfix_wrote() -> None:
@@ -615,10 +617,12 @@ def test_a_log_that_a_real_postfix_wrote() -> None:
     queue_ids = set(re.findall(r"smtpd\[\d+\]: (\w+): client=", text))
     refused = [seen for seen in found if b"rejected" in seen.text or seen.by == b"milter"]
     assert len(queue_ids) < len(found) <= len(queue_ids) + len(refused)
-    assert Counter(seen.outcome for seen in found)[Outcome.DELIVERED] >= 2
+    assert Counter(seen.outcome for seen in found)[MailOutcome.DELIVERED] >= 2
     to_all = next(seen for seen in found if len(seen.recipients) == 8)
-    assert to_all.outcome is Outcome.DELIVERED
-    spam = next(seen for seen in found if seen.sender == b"spammer@sender.example" and seen.outcome is Outcome.REJECTED)
+    assert to_all.outcome is MailOutcome.DELIVERED
+    spam = next(
+        seen for seen in found if seen.sender == b"spammer@sender.example" and seen.outcome is MailOutcome.REJECTED
+    )
     assert (spam.by, spam.text) == (b"milter", b"5.7.1 Spam message rejected")
 
 
@@ -628,7 +632,7 @@ def test_a_rotated_set_is_one_log(tmp_path: Path) -> None:
     older.write_bytes(gzip.compress("\n".join(lines[:4]).encode() + b"\n"))
     newer.write_text("\n".join(lines[4:]) + "\n")
     found = [seen for batch in observations([str(older), str(newer)], MailLog()) for seen in batch]
-    assert [(seen.client_address, seen.outcome) for seen in found] == [(b"192.0.2.1", Outcome.DELIVERED)]
+    assert [(seen.client_address, seen.outcome) for seen in found] == [(b"192.0.2.1", MailOutcome.DELIVERED)]
 
 
 @pytest.mark.parametrize("text", ["Dear Sir,\nthis is no log.\n", "a,b,c\n1,2,3\n", '{"x": 1}\n', "rules: []\n"])
@@ -743,5 +747,5 @@ def test_no_line_raises_and_every_line_is_counted(lines: list[bytes]) -> None:
     assert counts.lines == counts.used + counts.other + counts.unknown == len(lines)
     assert len(found) <= counts.used + counts.repeated
     for seen in found:
-        assert isinstance(seen.outcome, Outcome)
+        assert isinstance(seen.outcome, MailOutcome)
         assert (seen.name_status is NameStatus.VERIFIED) <= bool(seen.names)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 from policyd.logs.wrappings import repeats, unwrap
 from tests.local_time import local_time
 from tests.logs.wrapped import LINES, WRAPPINGS
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # Facts that no wrapping may change: the client, its names, and the outcome of its mail.
 MAILS = [
-    (b"192.0.2.10", (b"mail.example.com",), NameStatus.VERIFIED, Outcome.DELIVERED),
-    (b"198.51.100.7", (b"bad.example.org",), NameStatus.CLAIMED, Outcome.REJECTED),
-    (b"203.0.113.9", (b"spam.example.org",), NameStatus.VERIFIED, Outcome.REJECTED),
+    (b"192.0.2.10", (b"mail.example.com",), NameStatus.VERIFIED, MailOutcome.DELIVERED),
+    (b"198.51.100.7", (b"bad.example.org",), NameStatus.CLAIMED, MailOutcome.REJECTED),
+    (b"203.0.113.9", (b"spam.example.org",), NameStatus.VERIFIED, MailOutcome.REJECTED),
 ]
 WITHOUT_A_TIME = {
     "journalctl -o short-monotonic",
@@ -48,7 +48,7 @@ def wrapped(folder: Path, name: str) -> Path:
     return path
 
 
-def facts_of(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], NameStatus, Outcome]]:
+def facts_of(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], NameStatus, MailOutcome]]:
     return sorted((mail.client_address, mail.names, mail.name_status, mail.outcome) for mail in mails)
 
 

@@ -13,8 +13,8 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from policyd.cli import COMMANDS, COMPLETE, completion, policyd
-from policyd.exchange.exporting import FORMATS as EXPORTS
-from policyd.exchange.importing import FORMATS as IMPORTS
+from policyd.exchange.exporting import EXPORT_FORMATS
+from policyd.exchange.importing import IMPORT_FORMATS
 from tests.field.waiting import until
 from tests.packaging.terminal import Terminal, terminal
 from tests.requirements import require
@@ -235,8 +235,8 @@ def test_bash_knows_every_command_option_and_format(scripts: Path) -> None:
     shown = subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True, timeout=60).stdout
     found = {line.split(":")[0]: line.split(":")[1].split() for line in shown.splitlines()}
     assert found.pop("") == list(COMMANDS)
-    assert found.pop("import ") == list(IMPORTS)
-    assert found.pop("export ") == list(EXPORTS)
+    assert found.pop("import ") == list(IMPORT_FORMATS)
+    assert found.pop("export ") == list(EXPORT_FORMATS)
     assert {name.removesuffix(" --"): set(words) for name, words in found.items()} == options()
 
 
@@ -250,8 +250,8 @@ def test_fish_knows_every_command_option_and_format(scripts: Path) -> None:
     answers = dict(part.split("\n", 1) for part in shown.removeprefix("# ").split("\n# "))
     found = {line: {answer.split("\t")[0] for answer in text.splitlines()} for line, text in answers.items()}
     assert found.pop("policyd ") == set(COMMANDS)
-    assert found.pop("policyd import ") == set(IMPORTS)
-    assert found.pop("policyd export ") == set(EXPORTS)
+    assert found.pop("policyd import ") == set(IMPORT_FORMATS)
+    assert found.pop("policyd export ") == set(EXPORT_FORMATS)
     assert {line.split()[1]: words for line, words in found.items()} == options()
 
 

@@ -25,7 +25,7 @@ from policyd.tables.build import (
     plain_entries,
     table_of,
 )
-from policyd.tables.index import Source
+from policyd.tables.index import EntrySource
 from tests.examples import examples
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
 
 def ranges_of(lists: Sequence[Sequence[Network]]) -> tuple[RangeTable, list[int]]:
     """A table of these lists, as another process gets it; and its masks."""
-    groups = [[Source(pack(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
+    groups = [[EntrySource(pack(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
     parts, masks = build_table(groups)
     table = pickle.loads(pickle.dumps(table_of(parts)))
     assert isinstance(table, RangeTable)
@@ -103,7 +103,7 @@ def test_an_address_lies_in_the_same_networks_as_in_ipaddress(lists: list[list[N
 @given(some_networks)
 def test_repetitions_in_a_long_list_are_counted(made: list[Network]) -> None:
     listed = long_list(pack(made))
-    build_list_table("client_address", [Source(listed, Kind.NETWORK, frozenset({1}))])
+    build_list_table("client_address", [EntrySource(listed, Kind.NETWORK, frozenset({1}))])
     assert listed.repeated is not None
     assert listed.repeated.count == len(made) - len({*made})
     assert listed.repeated.examples == {(n.version, pack_network(n)) for n in made if made.count(n) > 1}
@@ -121,7 +121,7 @@ lists_of_names = st.lists(
 def test_a_name_is_found_in_exactly_the_lists_that_have_it_or_a_parent_domain(
     lists: list[tuple[list[bytes], Kind]], others: list[bytes], split: bool
 ) -> None:
-    sources = [Source(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
+    sources = [EntrySource(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
     tables = []
     for chosen in (sources[:1], sources[1:]) if split else (sources, []):
         if chosen:
@@ -156,7 +156,7 @@ def satisfies(name: bytes, entry: bytes, kind: Kind) -> bool:
 @given(st.lists(st.lists(st.binary(max_size=8), max_size=9), max_size=4), st.lists(st.binary(max_size=8)))
 def test_a_table_of_names_agrees_with_a_dict(lists: list[list[bytes]], others: list[bytes]) -> None:
     long = [long_list(entries) for entries in lists or [[]]]
-    parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in long])
+    parts, masks = build_table([[EntrySource(long_entries, Kind.VALUE, frozenset())] for long_entries in long])
     table = pickle.loads(pickle.dumps(table_of(parts)))
     assert isinstance(table, NameTable)
     assert len(table) == len({entry for entries in lists for entry in entries})
@@ -177,7 +177,7 @@ def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
     listed: list[list[bytes]] = [[] for _ in range(7)]
     for number in range(100_000):
         listed[number % 7].append(b"host%d.example%d.net" % (generator.getrandbits(40), number % 999))
-    parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in listed])
+    parts, masks = build_table([[EntrySource(long_entries, Kind.VALUE, frozenset())] for long_entries in listed])
     table = table_of(parts)
     assert isinstance(table, NameTable)
     for place, entries in enumerate(listed):
@@ -209,8 +209,8 @@ def test_lists_with_too_many_combinations_share_a_bit_if_the_same_conditions_use
     monkeypatch.setattr(build, "MAX_COMBINATIONS", 100)
     lists = [long_list(entries, str(place)) for place, entries in enumerate(overlapping(8))]
     with pytest.raises(TooManyCombinationsError):
-        build_table([[Source(entries, Kind.NETWORK, frozenset({7}))] for entries in lists], 100)
-    made = build_list_table("client_address", [Source(entries, Kind.NETWORK, frozenset({7})) for entries in lists])
+        build_table([[EntrySource(entries, Kind.NETWORK, frozenset({7}))] for entries in lists], 100)
+    made = build_list_table("client_address", [EntrySource(entries, Kind.NETWORK, frozenset({7})) for entries in lists])
     assert made.masks == [0, 1]
     assert made.keys == ("0",)
     assert isinstance(made.table, RangeTable)
@@ -234,9 +234,9 @@ def test_hits_of_many_combinations_are_made_on_first_use(monkeypatch: pytest.Mon
 def test_sources_are_grouped_by_the_conditions_that_use_them() -> None:
     users, other_users = frozenset({1}), frozenset({2})
     sources = [
-        Source([b"a"], Kind.VALUE, users),
-        Source([b"b"], Kind.VALUE, other_users),
-        Source([b"c"], Kind.VALUE, users),
+        EntrySource([b"a"], Kind.VALUE, users),
+        EntrySource([b"b"], Kind.VALUE, other_users),
+        EntrySource([b"c"], Kind.VALUE, users),
     ]
     assert group_by_users(sources) == [[sources[0], sources[2]], [sources[1]]]
 

@@ -14,7 +14,7 @@ from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, RangeTable
 from policyd.tables import kept, patch
 from policyd.tables.build import build_list_table
-from policyd.tables.index import Source
+from policyd.tables.index import EntrySource
 from policyd.tables.kept import MAX_PATCHES, TableStore
 from tests.examples import examples
 from tests.tables.test_build import Network, long_list, names, networks, pack
@@ -33,10 +33,12 @@ def always_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch, "_MIN_SLOTS_PER_KEY", 2)
 
 
-def list_source(path: str, entries: list[Network] | list[bytes], kind: Kind) -> Source:
+def list_source(path: str, entries: list[Network] | list[bytes], kind: Kind) -> EntrySource:
     """A long list in a file; its key stands for its content and kind."""
     entries_of_file = long_list(pack(entries) if kind is Kind.NETWORK else entries, (str(entries), kind))  # type: ignore[arg-type] # networks or names
-    return Source(LongList(entries_of_file.key, len(entries_of_file), entries_of_file.read, path), kind, frozenset({1}))
+    return EntrySource(
+        LongList(entries_of_file.key, len(entries_of_file), entries_of_file.read, path), kind, frozenset({1})
+    )
 
 
 def by_key(table: ListTable, mask: int, width: int) -> set[tuple[object, int]]:
@@ -85,7 +87,7 @@ steps_of_names = st.lists(
 )
 
 
-def follow(steps: Sequence[Sequence[Source]], queries: Sequence[bytes | tuple[int, int]]) -> None:
+def follow(steps: Sequence[Sequence[EntrySource]], queries: Sequence[bytes | tuple[int, int]]) -> None:
     """Makes the table of each step from that of the step before, and compares it with a table built from the lists."""
     store = TableStore()
     try:
@@ -105,7 +107,7 @@ def follow(steps: Sequence[Sequence[Source]], queries: Sequence[bytes | tuple[in
             os.close(file.descriptor)
 
 
-def key_of(source: Source) -> object:
+def key_of(source: EntrySource) -> object:
     assert isinstance(source.entries, LongList)
     return source.entries.key
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.core.address import parse_address
-from policyd.tools.address_blocks import Block, blocks, part_of
+from policyd.tools.address_blocks import NetworkBlock, blocks, part_of
 
 
 def found(*addresses: str, min_clients: int = 3) -> list[str]:
@@ -54,5 +54,5 @@ def test_blocks_never_overlap_and_each_has_enough_clients(hosts: list[int], min_
 
 
 def test_the_parts_of_a_block_are_those_of_its_addresses() -> None:
-    block = Block(4, 0xC6336000, 23)
+    block = NetworkBlock(4, 0xC6336000, 23)
     assert [(4, number) for number in block.part_numbers()] == [part_of(4, 0xC6336001), part_of(4, 0xC6336101)]

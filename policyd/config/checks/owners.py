@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from policyd.config.conditions import Form
 from policyd.config.databases import DatabaseError, DatabaseKind
 from policyd.config.entries import fold_owner
-from policyd.config.lists import Entry
+from policyd.config.lists import WrittenEntry
 from policyd.config.problems import Problem, Severity, counted, quoted
 from policyd.core.printable import printable
 
@@ -65,7 +65,7 @@ def count_networks(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
     lines: list[str] = []
     problems: list[Problem] = []
     for form, kind in _FORMS.items():
-        used: dict[bytes, tuple[Entry, str, str]] = {}
+        used: dict[bytes, tuple[WrittenEntry, str, str]] = {}
         for entry, rule, condition in _entries(rules_file, form):
             folded = fold_owner(form, entry.text)
             if folded is not None:
@@ -96,13 +96,13 @@ def count_networks(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
     return lines, problems
 
 
-def _entries(rules_file: RulesFile, form: Form) -> Iterator[tuple[Entry, str, str]]:
+def _entries(rules_file: RulesFile, form: Form) -> Iterator[tuple[WrittenEntry, str, str]]:
     """Yields the entries of the conditions of this form as written in the files, each with its rule and condition."""
     for written in rules_file.rules:
         for condition in (*written.match, *written.exceptions):
             if condition.type.form is form:
                 for value in condition.values:
-                    place = Entry(value.text, rules_file.path, value.line, value.column)
+                    place = WrittenEntry(value.text, rules_file.path, value.line, value.column)
                     yield place, written.rule.name, condition.condition.name
                 for _, definition in condition.lists:
                     for entry in definition.entries():

@@ -17,7 +17,7 @@ from policyd.config.conditions import FORGEABLE_SUBJECTS, Form
 from policyd.config.durations import EXPIRY_NOTICE
 from policyd.config.entries import entry_keys
 from policyd.config.files import UnreadableError
-from policyd.config.lists import Entry
+from policyd.config.lists import WrittenEntry
 from policyd.config.problems import Problem, Report, Severity, quoted
 from policyd.config.yaml_tree import Scalar
 from policyd.core.identity import Status
@@ -297,7 +297,7 @@ class _Linter:
                     self._warn(source, 0, 0, f"{using}: {error}", rule)
         if written.values:
             path = self._file.path
-            inline = [Entry(value.text, path, value.line, value.column) for value in written.values]
+            inline = [WrittenEntry(value.text, path, value.line, value.column) for value in written.values]
             self._check_entries(form, written.collections[0], lambda: iter(inline), name, rule)
         self._check_literal(written, rule)
         if form is Form.NETWORK and self._coverage is not None:
@@ -319,7 +319,7 @@ class _Linter:
                 self._warn_at(value, message, rule)
 
     def _check_entries(
-        self, form: Form, entries: Entries, written: Callable[[], Iterable[Entry]], using: str, rule: str
+        self, form: Form, entries: Entries, written: Callable[[], Iterable[WrittenEntry]], using: str, rule: str
     ) -> None:
         """Checks entries; `written` reads them as written in the file."""
         repeated = _repeated(entries)
@@ -336,7 +336,7 @@ class _Linter:
                     self._warn_entry(entry, f"{using}: {complaint}", rule)
 
     def _report_duplicates(
-        self, form: Form, written: Iterable[Entry], repeated: Repetitions, using: str, rule: str
+        self, form: Form, written: Iterable[WrittenEntry], repeated: Repetitions, using: str, rule: str
     ) -> None:
         """Finds the lines of repeated entries, in the order of the file; counts those that will not be shown."""
         lines: dict[Hashable, int] = {}
@@ -357,7 +357,7 @@ class _Linter:
                 self._warn_entry(entry, message, rule)
                 reported += 1
 
-    def _warn_entry(self, entry: Entry, message: str, rule: str) -> None:
+    def _warn_entry(self, entry: WrittenEntry, message: str, rule: str) -> None:
         self._warn(entry.path, entry.line, entry.column, message, rule)
 
 
@@ -365,7 +365,7 @@ def _texts(written: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str
     return (entries for entries in written.collections if not isinstance(entries, Networks | LongList))
 
 
-def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:
+def _keys(form: Form, written: Sequence[WrittenEntry]) -> Iterator[Sequence[Hashable]]:
     """Yields the keys by which each entry is compared. A mail address outside ASCII has two forms."""
     for key in entry_keys(form, [entry.text.encode() for entry in written]):
         yield key if isinstance(key, tuple) and form is not Form.NETWORK else (key,)

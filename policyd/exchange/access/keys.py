@@ -25,7 +25,7 @@ from policyd.exchange.values import (
 if TYPE_CHECKING:
     import netaddr
 
-    from policyd.exchange.model import Line, Report, Verdict
+    from policyd.exchange.model import ConversionReport, Line, Verdict
 
 _OCTETS = re.compile(r"\d+(?:\.\d+){0,3}\.?")
 _PAIRS = re.compile(r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,7}:?", re.IGNORECASE)
@@ -54,7 +54,7 @@ class AccessTable:
     leading_dot: str = _POSTFIX_DOT
     _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
 
-    def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
+    def add(self, key: str, verdict: Verdict, line: Line, report: ConversionReport) -> None:
         """Adds a line under its key.
 
         Raises `UnsupportedError` if the lookup never uses such a key, or if a line with the same key has been added:
@@ -74,7 +74,7 @@ class AccessTable:
             for row in most_specific_first(stage, last=not any(self._stages[number + 1 :]))
         ]
 
-    def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
+    def _read_key(self, key: str, line: Line, report: ConversionReport) -> tuple[int, Key, Term]:
         """Returns the stage of the lookup that uses the key, the names or addresses that the key covers, and the
         equivalent condition.
         """
@@ -92,7 +92,7 @@ class AccessTable:
             return 0, PlainKey(key), term("helo_name", key)
         return 0, *self._read_name(key, line, report)
 
-    def _read_mail_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
+    def _read_mail_key(self, key: str, line: Line, report: ConversionReport) -> tuple[int, Key, Term]:
         if key.endswith("@") and len(key) > 1:
             extension = f"({literal(self.delimiter)}[^@]*)?" if self.delimiter else ""
             return 2, PlainKey(key), term(f"{self.attribute}_regex", f"^{literal(key[:-1])}{extension}@")
@@ -105,7 +105,7 @@ class AccessTable:
             return 0, PlainKey(key), term(f"{self.attribute}_regex", pattern)
         return 0, PlainKey(key), exact
 
-    def _read_name(self, key: str, line: Line, report: Report) -> tuple[Key, Term]:
+    def _read_name(self, key: str, line: Line, report: ConversionReport) -> tuple[Key, Term]:
         if looks_like_address(key):
             raise UnsupportedError(self._why_no_name(key))
         if self.dotted and not key.startswith("."):

@@ -18,14 +18,19 @@ from policyd.exchange.postfix.table import logical_lines, parse_verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Row
 
 # Since Postfix 3.2, postmap(1) accepts a key in double quotes, which may contain blanks.
 _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>[^\s"]\S*))(?:\s+(?P<result>.*))?')
 
 
 def read(
-    lines: Iterable[Line], report: Report, *, attribute: str | None = None, dotted: bool = False, delimiter: str = ""
+    lines: Iterable[Line],
+    report: ConversionReport,
+    *,
+    attribute: str | None = None,
+    dotted: bool = False,
+    delimiter: str = "",
 ) -> Imported:
     """The table's rows, most specific first; those for senders come before those for clients.
 
@@ -65,7 +70,7 @@ def read(
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """An access(5) table for postmap(1), for the lookup of `options.attribute`."""
     lines = [f"# {options.heading}"]
     for written in keys_of(rows, options.attribute, report, dotted=options.dotted):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from policyd.exchange.access.writer import Written
-    from policyd.exchange.model import ExportOptions, Line, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Line, Row
 
 _LINE = re.compile(r"(?:(?P<tag>[A-Za-z_0-9]+):(?!:))?(?P<key>\S*)\s+(?P<result>.+)")
 _ERROR = re.compile(r'(?:ERROR:)?\s*(?:(?P<dsn>[245]\.\d{1,3}\.\d{1,3})\s*:?\s*)?"?(?P<text>[^"]*)"?', re.IGNORECASE)
@@ -29,7 +29,7 @@ _LEADING_DOT = "sendmail looks up `example.com`, not `.example.com`; it was read
 _LOOKUPS = {"connect": "client", "from": "sender", "to": "recipient"}
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The rows for recipients, then for senders, then for clients; those of each lookup are most specific first."""
     tables = {
         attribute: AccessTable(attribute, leading_dot=_LEADING_DOT) for attribute in ("recipient", "sender", "client")
@@ -65,7 +65,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     return imported
 
 
-def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
+def _read_line(line: Line, report: ConversionReport) -> tuple[str, str, Verdict]:
     match = _LINE.fullmatch(line.text)
     if match is None:
         raise UnsupportedError("not a line of an access_db; write `KEY ACTION`")
@@ -83,7 +83,9 @@ def _is_first_pair(tag: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{1,4}", tag) is not None and any(c.isdigit() for c in tag)
 
 
-def _add_untagged(tables: dict[str, AccessTable], key: str, verdict: Verdict, line: Line, report: Report) -> None:
+def _add_untagged(
+    tables: dict[str, AccessTable], key: str, verdict: Verdict, line: Line, report: ConversionReport
+) -> None:
     """Adds a line to each lookup that uses its key without a tag, unless a tagged line has the same key."""
     errors = []
     added = False
@@ -99,7 +101,7 @@ def _add_untagged(tables: dict[str, AccessTable], key: str, verdict: Verdict, li
         report.lose(line, errors[0])
 
 
-def _verdict(result: str, line: Line, report: Report) -> Verdict:
+def _verdict(result: str, line: Line, report: ConversionReport) -> Verdict:
     action = result.upper()
     if action in {"OK", "RELAY"}:
         what = "RELAY became DUNNO: Postfix decides which hosts may relay (mynetworks, relay_domains)"
@@ -147,7 +149,7 @@ def _error(result: str) -> Verdict:
 _TAGS = {"client": "Connect", "sender": "From", "recipient": "To"}
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """An access_db for makemap(8): the keys of each lookup, with the lookup's tag."""
     lines = [f"# {options.heading}"]
     by_lookup: dict[str, list[Row]] = {attribute: [] for attribute in _TAGS}
@@ -171,7 +173,7 @@ def _lookup(row: Row) -> str:
     return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
 
 
-def _action(written: Written, report: Report) -> str:
+def _action(written: Written, report: ConversionReport) -> str:
     verdict = written.verdict
     if verdict.verb is Verb.DUNNO or written.row is None:
         # Not SKIP: without `skip' in FEATURE(`access_db'), sendmail (8.17) refuses the client.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import Report, Row, Verdict
+    from policyd.exchange.model import ConversionReport, Row, Verdict
 
 
 _INEXPRESSIBLE = (
@@ -157,7 +157,7 @@ def _join(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
             yield from group[before]
 
 
-def exemptions_as_exceptions(rows: Sequence[Row], report: Report) -> tuple[list[Row], list[Row]]:
+def exemptions_as_exceptions(rows: Sequence[Row], report: ConversionReport) -> tuple[list[Row], list[Row]]:
     """Replaces each DUNNO by an exception of the blocking rows below it.
 
     This is for tables that are looked up one after the other: a DUNNO would also exempt from the rows of the next

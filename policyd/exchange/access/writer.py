@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from policyd.exchange.access.specificity import Key
-    from policyd.exchange.model import Report, Row, Term, Verdict
+    from policyd.exchange.model import ConversionReport, Row, Term, Verdict
 
 # Maximum number of keys for one network. IPv4 needs at most 256, for 0.0.0.0/0; IPv6 may need more.
 _MAX_KEYS = 256
@@ -42,7 +42,7 @@ class Written(NamedTuple):
     row: Row | None
 
 
-def keys_of(rows: Sequence[Row], attribute: str, report: Report, *, dotted: bool) -> list[Written]:
+def keys_of(rows: Sequence[Row], attribute: str, report: ConversionReport, *, dotted: bool) -> list[Written]:
     """The keys for the lookup of `attribute`: `client`, `helo_name`, `sender` or `recipient`.
 
     Reports rules that this lookup cannot express.
@@ -54,7 +54,7 @@ def keys_of(rows: Sequence[Row], attribute: str, report: Report, *, dotted: bool
 
 
 class _Table:
-    def __init__(self, attribute: str, report: Report, *, dotted: bool) -> None:
+    def __init__(self, attribute: str, report: ConversionReport, *, dotted: bool) -> None:
         self._attribute = attribute
         self._report = report
         self._dotted = dotted

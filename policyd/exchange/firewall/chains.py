@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import Line, Report
+    from policyd.exchange.model import ConversionReport, Line
 
 # Names of mail ports in firewalls (services(5)).
 _PORTS = {"smtp": 25, "mail": 25, "smtps": 465, "submissions": 465, "urd": 465, "ssmtp": 465, "submission": 587}
@@ -57,7 +57,7 @@ class OtherTrafficError(UnsupportedError):
 
 
 @dataclass(slots=True)
-class Step:
+class ChainStep:
     """One line of a chain, which applies to `sources`, or to all other addresses if it is `negated`.
 
     `sources` is None if the line applies to every source. `target` is the chain of a jump. `condition` names a
@@ -92,7 +92,7 @@ class BaseChain:
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class FollowedConnection:
     """The connection to follow: its port and, if known, its network interface."""
 
     port: int = 25
@@ -134,9 +134,9 @@ def _is_interface(name: str, written: str) -> bool:
 
 
 def flatten(
-    chains: Mapping[str, Sequence[Step]],
+    chains: Mapping[str, Sequence[ChainStep]],
     bases: Sequence[BaseChain],
-    report: Report,
+    report: ConversionReport,
     default_addresses: AddressBlock | None = None,
 ) -> list[Row]:
     """Converts the lines to rows with a condition `cidr`: DROP becomes REJECT, ACCEPT becomes DUNNO.
@@ -176,7 +176,7 @@ class _Lost:
 
 
 class _Walk:
-    def __init__(self, chains: Mapping[str, Sequence[Step]], report: Report) -> None:
+    def __init__(self, chains: Mapping[str, Sequence[ChainStep]], report: ConversionReport) -> None:
         self._chains = chains
         self._report = report
         self._steps = 0
@@ -190,7 +190,7 @@ class _Walk:
 
     def begin(self, base: BaseChain) -> None:
         """Follows the packets that a base chain receives."""
-        step = Step(base.line, Effect.JUMP, target=base.chain, condition=base.condition)
+        step = ChainStep(base.line, Effect.JUMP, target=base.chain, condition=base.condition)
         if base.condition:
             self._take_conditional(step, [base.addresses], -1)
         elif not self._follow(base.chain, base.addresses, 0) and base.drops:
@@ -232,7 +232,7 @@ class _Walk:
                 self._taken.add(step.line)
         return decided and not may_return
 
-    def _take_conditional(self, step: Step, parts: Sequence[AddressBlock], depth: int) -> None:
+    def _take_conditional(self, step: ChainStep, parts: Sequence[AddressBlock], depth: int) -> None:
         """Takes a line with a condition that a rule cannot have.
 
         A line that blocks or jumps is taken as if the condition held; a line that exempts is lost.
@@ -276,7 +276,7 @@ class _Walk:
                     waiting.append(step.target)
         return found
 
-    def _check(self, step: Step, depth: int) -> None:
+    def _check(self, step: ChainStep, depth: int) -> None:
         """Raises `UnsupportedError` for a line that cannot be followed."""
         if step.lost:
             exempts = not step.other_traffic and step.effect in {Effect.ACCEPT, Effect.RETURN}
@@ -289,7 +289,7 @@ class _Walk:
         if step.target and step.target not in self._chains:
             raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
-    def _decide(self, step: Step, parts: Sequence[AddressBlock]) -> None:
+    def _decide(self, step: ChainStep, parts: Sequence[AddressBlock]) -> None:
         for part in parts:
             is_everything = part.inside is None or part.inside in EVERYTHING.values()
             if step.sources is None and is_everything and not part.outside:
@@ -303,13 +303,13 @@ class _Walk:
             self.rows.append(Row(step.line, inside, REJECT if step.effect is Effect.DROP else DUNNO, exceptions))
 
 
-def _unreached(step: Step, *, unclear: bool) -> _Lost:
+def _unreached(step: ChainStep, *, unclear: bool) -> _Lost:
     if unclear:
         return _Lost(step.lost or "only lines that were lost jump to its chain", step.effect is Effect.ACCEPT)
     return _Lost(step.lost or "no new connection to this port reaches its chain")
 
 
-def _parts(step: Step, addresses: AddressBlock) -> list[AddressBlock]:
+def _parts(step: ChainStep, addresses: AddressBlock) -> list[AddressBlock]:
     """The addresses, among those given, to which a line applies: a block for each source, without empty blocks."""
     parts = [addresses]
     if step.sources is not None and not step.negated:
@@ -324,7 +324,7 @@ def _parts(step: Step, addresses: AddressBlock) -> list[AddressBlock]:
     return left
 
 
-def _without(step: Step, addresses: AddressBlock) -> AddressBlock:
+def _without(step: ChainStep, addresses: AddressBlock) -> AddressBlock:
     """The addresses, among those given, to which a line does not apply."""
     if step.sources is None:
         return replace(addresses, empty=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
-from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, Row, Term, UnsupportedError, shown
+from policyd.exchange.model import DUNNO, REJECT, Imported, ListEntry, Row, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import blocked_addresses, rejected_addresses
 from policyd.exchange.values import address_range, network, network_text
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import ExportOptions, Line, Report
+    from policyd.exchange.model import ConversionReport, ExportOptions, Line
 
 _NAMES = ("create", "add", "del", "flush", "swap", "rename", "destroy")
 _COMMANDS = {
@@ -46,7 +46,7 @@ class _Set:
     elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # line, and whether `nomatch`
 
 
-def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, sets: tuple[str, ...] = ()) -> Imported:
     """The elements of all sets, or of those named in `sets`."""
     file = _File(report)
     report.take_each(lines, file.take)
@@ -69,7 +69,7 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
 class _File:
     """The sets of a file, built line by line."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ConversionReport) -> None:
         self.sets: dict[str, _Set] = {}
         self.first: Line | None = None
         self._report = report
@@ -159,15 +159,17 @@ def _reason(kind: str) -> str:
     return "" if kind in _TYPES else f"a set of the type {shown(kind)}"
 
 
-def _entries(ip_set: _Set) -> list[Entry]:
+def _entries(ip_set: _Set) -> list[ListEntry]:
     if not any(nomatch for _, nomatch in ip_set.elements.values()):
-        return [Entry(Term("cidr", network_text(element)), line) for element, (line, _) in ip_set.elements.items()]
+        return [ListEntry(Term("cidr", network_text(element)), line) for element, (line, _) in ip_set.elements.items()]
     # The narrowest network that contains an address decides, as in the kernel.
     rows = [
         Row(line, (Term("cidr", network_text(element)),), DUNNO if nomatch else REJECT)
         for element, (line, nomatch) in sorted(ip_set.elements.items(), key=lambda item: -item[0].prefixlen)
     ]
-    return [Entry(Term("cidr", network_text(element)), ip_set.line) for element in blocked_addresses(rows).iter_cidrs()]
+    return [
+        ListEntry(Term("cidr", network_text(element)), ip_set.line) for element in blocked_addresses(rows).iter_cidrs()
+    ]
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ _FAMILIES = {4: "inet", 6: "inet6"}
 _MAXELEM = 65536
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """Commands for `ipset restore`, which fill each set under a temporary name and then swap it in."""
     addresses = rejected_addresses(rows, report, deferred=options.deferred)
     lines = [

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.problems import counted
-from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
+from policyd.exchange.firewall.chains import (
+    BaseChain,
+    ChainStep,
+    Effect,
+    FollowedConnection,
+    OtherTrafficError,
+    flatten,
+)
 from policyd.exchange.model import Imported, IncompleteError, Line, UnsupportedError, shown
 from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.values import address_range, network
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Row
 
 _TARGETS = {
     "DROP": Effect.DROP,
@@ -49,9 +56,9 @@ _WORDS = {
 _TCP_FLAGS = frozenset({"SYN", "ACK", "FIN", "RST", "URG", "PSH"})
 
 
-def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "") -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, port: int = 25, interface: str = "") -> Imported:
     """The rows for one port: accepted and dropped sources. Raises `IncompleteError`."""
-    file = _File(report, Connection(port, interface))
+    file = _File(report, FollowedConnection(port, interface))
     report.take_each(lines, file.take)
     if file.unfinished is not None:
         raise IncompleteError(file.unfinished, "the table has no COMMIT: the file is truncated")
@@ -66,8 +73,8 @@ def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: st
 class _File:
     """The chains of a file, by table and name, built line by line."""
 
-    def __init__(self, report: Report, connection: Connection) -> None:
-        self.chains: dict[str, list[Step]] = {}
+    def __init__(self, report: ConversionReport, connection: FollowedConnection) -> None:
+        self.chains: dict[str, list[ChainStep]] = {}
         self.declared: dict[str, Line] = {}
         self.dropping: set[str] = set()
         self.unfinished: Line | None = None
@@ -147,8 +154,8 @@ class _Rule:
     """The options of one line."""
 
     line: Line
-    report: Report
-    connection: Connection
+    report: ConversionReport
+    connection: FollowedConnection
     sources: list[netaddr.IPNetwork] = field(default_factory=list)
     negated: bool = False
     target: str = ""
@@ -157,7 +164,7 @@ class _Rule:
     lost: str = ""
     other_traffic: bool = False
 
-    def read(self, words: list[str]) -> Step:
+    def read(self, words: list[str]) -> ChainStep:
         """The line as a step."""
         place = 0
         while place < len(words):
@@ -175,12 +182,14 @@ class _Rule:
             place += _WORDS.get(option, 2) if option in _KNOWN else _until_next_option(words, place)
         if self.target in _NOT_DECIDING or not self.target:
             self.lost = f"{self.target} decides nothing" if self.target else "it decides nothing"
-            return Step(self.line, lost=self.lost, other_traffic=True)
+            return ChainStep(self.line, lost=self.lost, other_traffic=True)
         jumps = self.target not in _TARGETS
         effect = _TARGETS.get(self.target, Effect.GOTO if self.goto else Effect.JUMP)
         sources = tuple(self.sources) if self.sources else None
         target = self.target if jumps else ""
-        return Step(self.line, effect, sources, self.negated, target, self.condition, self.lost, self.other_traffic)
+        return ChainStep(
+            self.line, effect, sources, self.negated, target, self.condition, self.lost, self.other_traffic
+        )
 
     def _take(self, option: str, argument: str, *, negated: bool) -> None:
         """Takes one option. Raises `UnsupportedError` for a condition that a rule does not have."""
@@ -264,7 +273,7 @@ _KNOWN = frozenset(
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A chain for iptables-restore(8), or with `options.version` 6 for ip6tables-restore, that drops rejected clients.
 
     The chain is refilled each time; the administrator adds the jump from INPUT to it, once.

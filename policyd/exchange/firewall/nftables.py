@@ -11,10 +11,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.exchange.firewall.address_block import EVERYTHING, AddressBlock
-from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
+from policyd.exchange.firewall.chains import (
+    BaseChain,
+    ChainStep,
+    Effect,
+    FollowedConnection,
+    OtherTrafficError,
+    flatten,
+)
 from policyd.exchange.firewall.nft_json import as_text
 from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
-from policyd.exchange.model import Entry, Imported, IncompleteError, Line, Term, UnsupportedError, shown
+from policyd.exchange.model import Imported, IncompleteError, Line, ListEntry, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.values import address_range, network_text
 
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Row
 
 _TOKEN = re.compile(r'"[^"]*"?|[{};=,]|!=|[^\s{};=,!"]+|!')
 _EFFECTS = {
@@ -84,7 +91,7 @@ class _Set:
 
 
 def read(
-    lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "", sets: tuple[str, ...] = ()
+    lines: Iterable[Line], report: ConversionReport, *, port: int = 25, interface: str = "", sets: tuple[str, ...] = ()
 ) -> Imported:
     """The rows for one port, or the elements of unused sets. Raises `IncompleteError`.
 
@@ -98,7 +105,7 @@ def read(
         if head[0] == "define" and len(head) > 3 and head[2] == "=":
             variables[head[1]] = statement.words[3:]
         elif head[0] in {"table", "add", "create"} and statement.inner is not None and "table" in head[:2]:
-            tables.append(_Table(statement, variables, report, Connection(port, interface)))
+            tables.append(_Table(statement, variables, report, FollowedConnection(port, interface)))
         elif head[0] not in {"flush", "delete", "destroy"} and not (
             head[0] in {"table", "add"} and "table" in head[:2]
         ):
@@ -125,7 +132,9 @@ def read(
     if not sets:
         note_merged({name: chosen_set.line for name, chosen_set in chosen.items()}, report)
     for chosen_set in chosen.values():
-        imported.entries += [Entry(Term("cidr", network_text(each)), chosen_set.line) for each in chosen_set.elements]
+        imported.entries += [
+            ListEntry(Term("cidr", network_text(each)), chosen_set.line) for each in chosen_set.elements
+        ]
     report.taken += len(imported.entries)
     return imported
 
@@ -205,7 +214,11 @@ class _Table:
     """
 
     def __init__(
-        self, statement: _Statement, variables: dict[str, list[_Word]], report: Report, connection: Connection
+        self,
+        statement: _Statement,
+        variables: dict[str, list[_Word]],
+        report: ConversionReport,
+        connection: FollowedConnection,
     ) -> None:
         self.report = report
         self.connection = connection
@@ -214,7 +227,7 @@ class _Table:
         self.family = names[0] if len(names) > 1 else "ip"
         self._name = " ".join(names)
         self.sets: dict[str, _Set] = {}
-        self.chains: dict[str, list[Step]] = {}
+        self.chains: dict[str, list[ChainStep]] = {}
         self.bases: list[tuple[int, BaseChain]] = []
         inner = statement.inner or []
         # Sets are read first, because a chain may use a set that is defined below it.
@@ -372,10 +385,10 @@ class _Rule:
         self._table = table
         self._words = words
         self._place = 0
-        self._step = Step(words[0].line)
-        self._made: list[Step] = []  # one for each key of a verdict map
+        self._step = ChainStep(words[0].line)
+        self._made: list[ChainStep] = []  # one for each key of a verdict map
 
-    def read(self) -> list[Step]:
+    def read(self) -> list[ChainStep]:
         """The line as a step, or as a step for each key of a verdict map."""
         while self._place < len(self._words):
             try:
@@ -457,12 +470,12 @@ class _Rule:
                 self._step.effect = Effect.JUMP
                 self._step.target = self._table.chain_name(self._words[place + 1].text)
 
-    def _compare(self, about: Callable[[Step, _Values], None]) -> None:
+    def _compare(self, about: Callable[[ChainStep, _Values], None]) -> None:
         """Takes the rest of a comparison: with a value, or with each key of a verdict map."""
         if self._peek() == "vmap":
             self._next()
             for key, verdict in self._table.pairs(self._value()):
-                step = Step(self._words[0].line)
+                step = ChainStep(self._words[0].line)
                 step.sources, step.negated = self._step.sources, self._step.negated
                 self._set_effect(step, verdict)
                 try:
@@ -480,7 +493,7 @@ class _Rule:
             raise UnsupportedError("a condition on several things at once")
         about(self._step, _Values(self._value(), negated))
 
-    def _set_effect(self, step: Step, words: list[_Word]) -> None:
+    def _set_effect(self, step: ChainStep, words: list[_Word]) -> None:
         """Sets the effect of a step, from `drop` or `jump CHAIN`."""
         if len(words) > 1 and words[0].text in {"jump", "goto"}:
             step.effect = Effect.JUMP if words[0].text == "jump" else Effect.GOTO
@@ -490,31 +503,31 @@ class _Rule:
         if step.effect is Effect.NOTHING:
             step.lost, step.other_traffic = "it decides nothing", True
 
-    def _about_sources(self, step: Step, values: _Values) -> None:
+    def _about_sources(self, step: ChainStep, values: _Values) -> None:
         if step.sources is not None:
             raise UnsupportedError("two conditions on the source")
         networks = self._table.networks(values.words)
         step.sources, step.negated = tuple(networks), values.negated
 
-    def _about_port(self, _step: Step, values: _Values) -> None:
+    def _about_port(self, _step: ChainStep, values: _Values) -> None:
         connection = self._table.connection
         if any(connection.is_port(element[0].text) for element in self._table.elements(values.words)) == values.negated:
             raise OtherTrafficError(f"it is not about port {connection.port} (--port)")
 
-    def _about_interface(self, step: Step, values: _Values) -> None:
+    def _about_interface(self, step: ChainStep, values: _Values) -> None:
         names = [element[0].text.strip('"') for element in self._table.elements(values.words)]
         step.condition = self._table.connection.interface_condition(names, negated=values.negated) or step.condition
 
-    def _about_destination(self, step: Step, values: _Values) -> None:
+    def _about_destination(self, step: ChainStep, values: _Values) -> None:
         names = ", ".join(element[0].text for element in self._table.elements(values.words))
         step.condition = f"an address of this host, {'not ' if values.negated else ''}{names}"
 
-    def _about_state(self, _step: Step, values: _Values) -> None:
+    def _about_state(self, _step: ChainStep, values: _Values) -> None:
         states = {word.text for element in self._table.elements(values.words) for word in element}
         if values.negated == ("new" in states):
             raise OtherTrafficError("it is about established connections")
 
-    def _about_protocol(self, step: Step, values: _Values) -> None:
+    def _about_protocol(self, step: ChainStep, values: _Values) -> None:
         names = {element[0].text for element in self._table.elements(values.words)}
         versions = {4 if name in {"ipv4", "ip"} else 6 for name in names if name in {"ipv4", "ip", "ipv6", "ip6"}}
         if not versions:
@@ -560,7 +573,7 @@ class _Rule:
 _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A table with a named set for each IP version, for `nft -f`, which refills the sets in one transaction.
 
     The rule that drops is only a comment, because the administrator decides on its place and effect.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Row
 
 _COLUMNS = ("order", "rule", "action", "code", "text", "mode", "expires", "clause", "condition", "value")
 
 
-def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, _options: ExportOptions) -> str:
     """All rules, in order, with all their conditions."""
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")

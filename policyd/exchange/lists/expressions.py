@@ -9,7 +9,7 @@ from policyd.exchange.regex_subjects import MAIL_ADDRESSES, NAMES, ONLY_SENDERS,
 from policyd.exchange.values import term
 
 if TYPE_CHECKING:
-    from policyd.exchange.model import Line, Report, Term
+    from policyd.exchange.model import ConversionReport, Line, Term
 
 _CONDITIONS = {
     "client": "hostname_regex",
@@ -26,7 +26,7 @@ class Expressions:
     If it is None, an expression is for clients, or for senders if it can match mail addresses only.
     """
 
-    def __init__(self, attribute: str | None, report: Report) -> None:
+    def __init__(self, attribute: str | None, report: ConversionReport) -> None:
         self._attribute = attribute
         self._report = report
         self._questions = Questions()

@@ -10,10 +10,10 @@ from policyd.exchange.model import by_condition
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Row
 
 
-def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, _options: ExportOptions) -> str:
     """A document `{"rules": [{"name", "match", "except", "action", ...}]}` with conditions as in rules.yaml."""
     report.taken += len(rows)
     rules = [

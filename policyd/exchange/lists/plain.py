@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from policyd.core.ruleset import Verb
 from policyd.exchange.lists.expressions import Expressions
-from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
+from policyd.exchange.model import Imported, ListEntry, Term, UnsupportedError
 from policyd.exchange.network_sets import network_texts, rejected_addresses
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import SUFFIX_CONDITIONS, address_range, literal, looks_like_address, network_text, term
@@ -19,7 +19,7 @@ from policyd.exchange.values import SUFFIX_CONDITIONS, address_range, literal, l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from policyd.exchange.model import ExportOptions, Line, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Line, Row
 
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
 
@@ -34,7 +34,7 @@ _LOCAL_PART = re.compile(r"[^\s@,/<>]+@")
 _OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
 
 
-def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, attribute: str | None = None) -> Imported:
     """The list's entries. `attribute` is the attribute that names and domains are compared with: `client` (also if it
     is None), `helo_name`, `sender` or `recipient`.
     """
@@ -47,14 +47,16 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         text = stripped if _EXPRESSION.fullmatch(stripped) else _COMMENT.sub("", line.text).strip()
         if text:
             terms = _read_entry(text, line, report, attribute or "client", expressions)
-            imported.entries += [Entry(term, line) for term in terms]
+            imported.entries += [ListEntry(term, line) for term in terms]
         return bool(text)
 
     report.take_each(lines, take)
     return imported
 
 
-def _read_entry(text: str, line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
+def _read_entry(
+    text: str, line: Line, report: ConversionReport, attribute: str, expressions: Expressions
+) -> list[Term]:
     if (expression := _EXPRESSION.fullmatch(text)) is not None:
         if "i" not in expression["flags"]:
             report.note(line, "the expression was read as case-insensitive, as with `/i`")
@@ -85,7 +87,7 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str, expressio
     return [term(SUFFIX_CONDITIONS[attribute], word)]
 
 
-def _networks(word: str, line: Line, report: Report) -> list[Term]:
+def _networks(word: str, line: Line, report: ConversionReport) -> list[Term]:
     if word.endswith(".*") or _OCTETS.fullmatch(word):
         octets = word.rstrip(".*").split(".")
         word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
@@ -98,12 +100,12 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A list of the entries of one condition that rules reject, one per line; networks are merged to the fewest."""
     return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
 
 
-def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
+def entries(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> list[str]:
     """The entries of one condition that rules reject. Reports rules that a list cannot express."""
     condition = options.condition or default_condition(rows)
     if condition == "cidr":

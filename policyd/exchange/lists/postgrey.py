@@ -12,20 +12,20 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.exchange.lists import plain
-from policyd.exchange.model import Entry, Imported
+from policyd.exchange.model import Imported, ListEntry
 from policyd.exchange.values import literal, term
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policyd.exchange.model import Line, Report, Term
+    from policyd.exchange.model import ConversionReport, Line, Term
 
 _EXPRESSION = re.compile(r"/\S+/")
 # postgrey 1.37 reads two octets as a /24 network, although a comment in its source says /16.
 _TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 
 
-def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, attribute: str | None = None) -> Imported:
     """The list's entries, which are exemptions. `attribute` is `client` or `recipient`; None means that the entries
     decide.
     """
@@ -36,7 +36,7 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         imported = Imported()
 
         def take(line: Line) -> bool:
-            imported.entries.append(Entry(_recipient(line.text), line))
+            imported.entries.append(ListEntry(_recipient(line.text), line))
             return True
 
         report.take_each((line for line in found if _is_mail_address(line)), take)
@@ -68,7 +68,7 @@ def _recipient(address: str) -> Term:
     return term("recipient_regex", rf"^{literal(user)}(\+[^@]+)?@{end}")
 
 
-def _as_network(line: Line, report: Report) -> Line:
+def _as_network(line: Line, report: ConversionReport) -> Line:
     if _TWO_OCTETS.fullmatch(line.text) is None:
         return line
     network = f"{line.text}.0.0/24"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from policyd.exchange.lists import plain
 from policyd.exchange.lists.expressions import Expressions
-from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
+from policyd.exchange.model import Imported, ListEntry, Term, UnsupportedError
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import (
     EXACT_CONDITIONS,
@@ -26,7 +26,7 @@ from policyd.exchange.values import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from policyd.exchange.model import ExportOptions, Line, Report, Row
+    from policyd.exchange.model import ConversionReport, ExportOptions, Line, Row
 
 _LINE = re.compile(
     r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<slashed>/(?:[^/\\]|\\.)*/[a-z]*)|(?P<key>[^\s#"][^\s#]*))(?P<value>.*)',
@@ -37,7 +37,7 @@ _LINE = re.compile(
 _NAME_CONDITIONS = SUFFIX_CONDITIONS | EXACT_CONDITIONS
 
 
-def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, attribute: str | None = None) -> Imported:
     """The map's keys. `attribute` is `client` (also if it is None), `helo_name`, `sender` or `recipient`."""
     imported = Imported()
     expressions = Expressions(attribute, report)
@@ -47,14 +47,14 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         if not text or text.startswith("#"):
             return False
         terms = _read_line(line._replace(text=text), report, attribute or "client", expressions)
-        imported.entries += [Entry(term, line) for term in terms]
+        imported.entries += [ListEntry(term, line) for term in terms]
         return True
 
     report.take_each(lines, take)
     return imported
 
 
-def _read_line(line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
+def _read_line(line: Line, report: ConversionReport, attribute: str, expressions: Expressions) -> list[Term]:
     match = _LINE.fullmatch(line.text)
     if match is None:
         raise UnsupportedError("a key that begins with a quote but does not end with a quote")
@@ -109,7 +109,7 @@ def _glob(pattern: str) -> str:
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A map of one kind: networks, names, mail addresses, or expressions between slashes."""
     lines = [f"# {options.heading}"]
     condition = options.condition or plain.default_condition(rows)

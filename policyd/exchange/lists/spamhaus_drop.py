@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, IncompleteError, Term, UnsupportedError
+from policyd.exchange.model import Imported, IncompleteError, ListEntry, Term, UnsupportedError
 from policyd.exchange.values import network, network_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policyd.exchange.model import Line, Report
+    from policyd.exchange.model import ConversionReport, Line
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The list's networks. Raises `IncompleteError`."""
     imported = Imported()
     records = 0  # since the file's beginning, or since the last record about a list
@@ -46,7 +46,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             word = _network_of(fields)
         if word:
             entry = Term("cidr", network_text(network(word, report.on_host_bits(line))))
-            imported.entries.append(Entry(entry, line))
+            imported.entries.append(ListEntry(entry, line))
         return bool(word)
 
     report.take_each(lines, take)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import netaddr
 
 from policyd.exchange.json_document import json_document
-from policyd.exchange.model import Entry, Imported, Term, UnsupportedError, shown
+from policyd.exchange.model import Imported, ListEntry, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import network_texts
 from policyd.exchange.values import address_range, network, network_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from policyd.exchange.model import Line, Report
+    from policyd.exchange.model import ConversionReport, Line
 
 _FIELD = re.compile(
     r"\s*(?:(?P<name>inetnum|inet6num|NetRange|CIDR|route6?|Netblock|IPv[46] ?(?:Address|주소)"
@@ -72,7 +72,7 @@ class _Registration:
         self.version = int(self.networks[0].version)
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The networks of the answer, merged to the fewest. Raises `IncompleteError`."""
     answer = _Answer(report)
     waiting = iter(lines)
@@ -91,13 +91,13 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     networks = [network for registration in taken for network in registration.networks]
     merged = network_texts(netaddr.IPSet(networks))
     # After merging, a network may come from several lines, so all entries have the line of the first block.
-    return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in merged])
+    return Imported(entries=[ListEntry(Term("cidr", text), taken[0].line) for text in merged])
 
 
 class _Answer:
     """The blocks of an answer, built line by line."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ConversionReport) -> None:
         self.blocks: dict[tuple[int, int, int], _Registration] = {}
         self._report = report
         self._object: list[_Registration] = []  # the blocks that the next attributes are about
@@ -211,7 +211,7 @@ def _of_rdap(line: Line, record: dict[str, Any]) -> _Registration:
     return _Registration(line, networks, registry=shown(name[:100]).strip("'") if _REGISTRY.search(name) else "")
 
 
-def _is_around(outer: _Registration, found: list[_Registration], report: Report) -> bool:
+def _is_around(outer: _Registration, found: list[_Registration], report: ConversionReport) -> bool:
     """Whether a block lies around another one; if so, reports the outer block."""
     for other in found:
         if other is outer or other.version != outer.version or (other.announced and not outer.announced):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import netaddr
 
-    from policyd.exchange.model import ExportOptions, Line, Report
+    from policyd.exchange.model import ConversionReport, ExportOptions, Line
 
 _LINE = re.compile(
     r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<pattern>\[[^\]]*\](?:/\d+)?|[^\s!]\S*)(?:\s+(?P<result>.*))?", re.IGNORECASE
@@ -34,7 +34,7 @@ class _If(NamedTuple):
     addresses: AddressBlock | None
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The table's rows, each with a condition `cidr`."""
     imported = Imported()
     open_ifs: list[_If] = []
@@ -63,7 +63,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     return imported
 
 
-def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Report) -> Row | None:
+def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: ConversionReport) -> Row | None:
     """Returns the row of a line; opens an `if` and returns None for it."""
     around = open_ifs[-1].addresses if open_ifs else AddressBlock()
     try:
@@ -108,7 +108,7 @@ def _pattern(text: str) -> netaddr.IPNetwork:
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 
-def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A cidr: table: a line for each network, in the order of the rules."""
     lines = [f"# {options.heading}"]
     for row in supported_rows(rows, report, deferred=True):
@@ -117,7 +117,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+def write_postscreen(rows: Sequence[Row], report: ConversionReport, options: ExportOptions) -> str:
     """A cidr: table for postscreen_access_list (postconf(5)); postscreen uses its own text."""
     lines = [f"# {options.heading}"]
     for row in supported_rows(rows, report, deferred=options.deferred):

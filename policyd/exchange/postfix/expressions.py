@@ -23,7 +23,7 @@ from policyd.exchange.values import term
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from policyd.exchange.model import Line, Report, Verdict
+    from policyd.exchange.model import ConversionReport, Line, Verdict
 
 _OPENING = re.compile(r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<delimiter>[^\sa-zA-Z0-9])", re.IGNORECASE)
 _SUBSTITUTION = re.compile(r"\$(?:(?P<dollar>\$)|\d+|\{\d+\}|\(\d+\))")
@@ -66,7 +66,11 @@ class _Parts(NamedTuple):
 
 
 def read(
-    lines: Iterable[Line], report: Report, translate: Callable[[str, str], str], *, attribute: str | None = None
+    lines: Iterable[Line],
+    report: ConversionReport,
+    translate: Callable[[str, str], str],
+    *,
+    attribute: str | None = None,
 ) -> Imported:
     """The table's rows in the order in which they decide.
 
@@ -162,7 +166,7 @@ def _closing(text: str, delimiter: str, start: int) -> int:
     return -1
 
 
-def _verdict(result: str, expression: _Expression, line: Line, report: Report) -> Verdict:
+def _verdict(result: str, expression: _Expression, line: Line, report: ConversionReport) -> Verdict:
     groups = 0 if expression.negated else re2.compile(expression.pattern, expression_options()).groups
     has_groups = False
     for match in _SUBSTITUTION.finditer(result):
@@ -183,7 +187,7 @@ def _verdict(result: str, expression: _Expression, line: Line, report: Report) -
 class _Maker:
     """Makes the rows for the lines of a table; `attribute` is as in `read`."""
 
-    def __init__(self, attribute: str | None, report: Report) -> None:
+    def __init__(self, attribute: str | None, report: ConversionReport) -> None:
         self._attribute = attribute
         self._report = report
         self._questions = Questions()
@@ -284,7 +288,7 @@ def _two_terms(subject: str, first: str, other: str, verdict: Verdict) -> tuple[
     raise UnsupportedError("two expressions must match one attribute; write them as one expression, or one as a domain")
 
 
-def _note_null_sender(expressions: list[_Expression], line: Line, report: Report) -> None:
+def _note_null_sender(expressions: list[_Expression], line: Line, report: ConversionReport) -> None:
     options = expression_options()
     for pattern in (expression.pattern for expression in expressions):
         if pattern not in {"^<>$", "<>"} and bool(re2.search(pattern, "<>", options)) != bool(

@@ -23,7 +23,7 @@ from policyd.exchange.model import Imported, NewDnsList, Row, Term, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from policyd.exchange.model import Line, Report
+    from policyd.exchange.model import ConversionReport, Line
 
 # The codes for a list that is used without a filter: every usual answer except refusals.
 ANY_CODE = "127.0.[0..255].[2..254]"
@@ -50,7 +50,7 @@ _WITH_ZONE = frozenset({*_ASKS, "reject_rhsbl_recipient"})
 _TEXT = "{client_address} is listed by {list} ({id})"
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The rules for the settings that refuse mail by DNS lists, and the definitions of these lists."""
     settings = {name: (line, value) for line, name, value in _settings(lines)}
     return _Reader(settings, report).read()
@@ -90,7 +90,7 @@ class _Reader:
     """Reads one file."""
 
     settings: dict[str, tuple[Line, str]]
-    report: Report
+    report: ConversionReport
     imported: Imported = field(default_factory=Imported)
     lists: dict[str, NewDnsList] = field(default_factory=dict)  # by name
 

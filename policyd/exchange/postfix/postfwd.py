@@ -22,7 +22,7 @@ from policyd.exchange.values import literal, network, network_text, term
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from policyd.exchange.model import Line, Report, Verdict
+    from policyd.exchange.model import ConversionReport, Line, Verdict
 
 _MACRO = re.compile(r"\s*(?P<name>&&[-\w]+)\s*\{(?P<body>.*)\}[\s;]*", re.DOTALL)
 _MACRO_NAME = re.compile(r"&&[-\w]+")
@@ -85,7 +85,7 @@ class _Item(NamedTuple):
     value: str
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport) -> Imported:
     """The rows for the ruleset, each with the name of its rule."""
     imported = Imported()
     macros: dict[str, str] = {}
@@ -155,7 +155,7 @@ def _body(macro: re.Match[str]) -> str:
     return macro["body"].strip().removesuffix(";").rstrip()
 
 
-def _read_rule(line: Line, text: str, report: Report) -> Row:
+def _read_rule(line: Line, text: str, report: ConversionReport) -> Row:
     rule = _Rule(line)
     for item in filter(str.strip, text.split(";")):
         match = _ITEM.fullmatch(item.strip())
@@ -181,7 +181,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
     return Row(line, match_terms or (term("client_address_regex", ".*"),), verdict, exceptions, rule.name)
 
 
-def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
+def _add_item(rule: _Rule, item: _Item, report: ConversionReport) -> None:
     name = item.name
     if name in _COMPUTED or name.startswith(("rbl", "rhsbl", "sender_ns", "sender_mx")):
         raise UnsupportedError(f"the item '{name}' is not supported: {_COMPUTED.get(name, 'a DNS lookup')}")
@@ -189,7 +189,7 @@ def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
         _add_alternative(rule, item._replace(value=value.strip()), report)
 
 
-def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
+def _add_alternative(rule: _Rule, item: _Item, report: ConversionReport) -> None:
     """Adds one alternative of an item. In postfwd one true alternative is enough, even if it is negated."""
     name, operator, value = item
     negation = value.startswith("!!")
@@ -232,7 +232,7 @@ def _domain_expression(attribute: str, value: str) -> Term:
     return term(f"{attribute}_regex", f"@{'' if anchored else '[^@]*'}(?:{from_perl(inner)}){rest}")
 
 
-def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
+def _terms(item: _Item, line: Line, report: ConversionReport) -> list[Term]:
     """The terms for an item: alternatives with one condition."""
     name, operator, value = item
     if name in _NUMERIC or operator in {"=<", "=>", "<", ">"}:
@@ -265,7 +265,7 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     return [term(f"{name}_regex", from_perl(value.strip("/") if value.startswith("/") else value))]
 
 
-def _verdict(action: str, line: Line, report: Report) -> Verdict:
+def _verdict(action: str, line: Line, report: ConversionReport) -> Verdict:
     command = _COMMANDS.match(action)
     if command is not None:
         if command[1].lower() == "note":

@@ -10,9 +10,9 @@ from policyd.exchange.regex_translation import from_posix
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policyd.exchange.model import Imported, Line, Report
+    from policyd.exchange.model import ConversionReport, Imported, Line
 
 
-def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+def read(lines: Iterable[Line], report: ConversionReport, *, attribute: str | None = None) -> Imported:
     """The table's rows; see `expressions.read`."""
     return expressions.read(lines, report, from_posix, attribute=attribute)

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, Report, SkippedError, UnsupportedError, Verdict, blocking
+from policyd.exchange.model import DUNNO, ConversionReport, SkippedError, UnsupportedError, Verdict, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,7 @@ def close_if(open_ifs: list[Any]) -> None:
     open_ifs.pop()
 
 
-def parse_verdict(result: str, line: Line, report: Report) -> Verdict:
+def parse_verdict(result: str, line: Line, report: ConversionReport) -> Verdict:
     """Reads the right-hand side of an access table.
 
     Raises `UnsupportedError` if policyd has no equivalent. A difference in detail is noted in the report.
@@ -122,12 +122,12 @@ def parse_verdict(result: str, line: Line, report: Report) -> Verdict:
 def lets_through(result: str, line: Line) -> bool:
     """Whether a right-hand side exempts mail from the lines below, or may do so, such as an unsupported restriction."""
     try:
-        return parse_verdict(result, line, Report()).verb is Verb.DUNNO
+        return parse_verdict(result, line, ConversionReport()).verb is Verb.DUNNO
     except UnsupportedError as error:
         return error.exempts
 
 
-def _numeric(code: str, text: str, line: Line, report: Report) -> Verdict:
+def _numeric(code: str, text: str, line: Line, report: ConversionReport) -> Verdict:
     verb = Verb.REJECT if code.startswith("5") else Verb.DEFER
     if code in {"421", "521"}:
         report.note(line, f"{code} became {verb}: Postfix does not hang up after it")

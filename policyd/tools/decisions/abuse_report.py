@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import netaddr
 
     from policyd.core.index import Ruleset
-    from policyd.tools.decisions.find import Found, Source
+    from policyd.tools.decisions.find import Found, SearchedLine
 
 # Maximum number of log lines quoted; an abuse desk's mailbox has limits.
 MAX_QUOTED = 200
@@ -208,7 +208,7 @@ def _date(found: Found) -> str:
 # --- Recipients -----------------------------------------------------------------------------------------------------
 
 
-def without_recipient(source: Source) -> Source:
+def without_recipient(source: SearchedLine) -> SearchedLine:
     """Returns the decision or mail with `hidden` in place of each recipient, also in sender, HELO and reply.
 
     The sender may be a bounce address, which contains the recipient as `joe=here.example` or `joe#here.example` (VERP).

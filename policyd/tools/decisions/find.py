@@ -14,7 +14,7 @@ from policyd.core.normalize import domain_of, fold_name, fold_value
 from policyd.decision_log.reader import LoggedDecision, as_text, parse_anywhere
 from policyd.logs.either import Batch, batches
 from policyd.logs.timestamps import LogClock, rfc3339
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 from policyd.tools.decisions.networks import in_networks
 from policyd.tools.display import shown
 from policyd.tools.owners import owner_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Maximum number of addresses whose membership in the wanted networks is cached.
 _MAX_REMEMBERED = 100_000
 
-Source: TypeAlias = "LoggedDecision | Observation"
+SearchedLine: TypeAlias = "LoggedDecision | Observation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Found(NamedTuple):
     verified: bool
     sender: bytes | None
     recipients: tuple[bytes, ...]
-    source: Source
+    source: SearchedLine
 
 
 # --- One by one -------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Matcher:
 _CLIENT = re.compile(rb' client=[^\[ ]*\[([^\] ]*)\]|"client_address":\s?"([^"]*)"')
 
 
-def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:
+def owner_in(source: SearchedLine, ruleset: Ruleset | None) -> Owner:
     """Returns the owner of the client, from the line or else from the databases of a ruleset."""
     logged = source.owner
     return logged if logged.asn or logged.country else owner_of(ruleset, source.client_address, logged)
@@ -229,19 +229,19 @@ def _is_at(address: bytes, wanted: bytes) -> bool:
 # --- As lines ---------------------------------------------------------------------------------------------------------
 
 
-def is_refused(source: Source) -> bool:
+def is_refused(source: SearchedLine) -> bool:
     """Whether the mail was refused, permanently or temporarily, or would have been without `mode: observe`."""
     if isinstance(source, LoggedDecision):
         return source.decided != b"DUNNO"
-    return source.outcome in {Outcome.REJECTED, Outcome.DEFERRED}
+    return source.outcome in {MailOutcome.REJECTED, MailOutcome.DEFERRED}
 
 
-def time_of(source: Source) -> str:
+def time_of(source: SearchedLine) -> str:
     """The time of the decision or mail, in RFC 3339."""
     return shown(source.time) if isinstance(source, LoggedDecision) else rfc3339(source.time)
 
 
-def as_line(source: Source) -> str:
+def as_line(source: SearchedLine) -> str:
     """Returns a decision in the text format of the decision log, or a mail in a similar form: printable ASCII."""
     if isinstance(source, LoggedDecision):
         return as_text(source)

@@ -57,7 +57,7 @@ class By(StrEnum):
 
 
 @dataclass(slots=True)
-class Count:
+class ValueCount:
     """The count of a value, and the first and last time of the value (RFC 3339, empty if the log has no time).
 
     `verified` is False for a host name that is only claimed.
@@ -82,13 +82,13 @@ class Tally:
     found: int = 0
     others: int = 0
 
-    def counts(self) -> Iterator[Count]:
+    def counts(self) -> Iterator[ValueCount]:
         """Yields the values with their counts, the most frequent first."""
         for count, values in self.values.by_count():
             for value, first, last in values:
                 verified = not value.endswith(_UNVERIFIED)
                 text = value.removesuffix(_UNVERIFIED).decode()
-                yield Count(text, count, first.decode(), last.decode(), verified)
+                yield ValueCount(text, count, first.decode(), last.decode(), verified)
 
     def lines(self) -> Iterator[bytes]:
         """Yields many lines at a time. A line has count, first and last time (in whole seconds), and value."""

@@ -18,7 +18,7 @@ from policyd.core.ruleset import Subject, Verb
 from policyd.logs.counting import Distinct
 from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 from policyd.tools.judge import COUNTS_AS_DELIVERED, Assumption, Judge, ListAssumption
 from policyd.tools.replay.waits import Waits
 
@@ -85,7 +85,7 @@ class MailTally:
         self.transactions += 1
         if seen.outcome in COUNTS_AS_DELIVERED:
             self.delivered += 1
-            self.passed += seen.outcome is Outcome.PASSED
+            self.passed += seen.outcome is MailOutcome.PASSED
             if self.delivered <= _MAX_EXAMPLES:
                 self.examples.insert(self.delivered - 1, seen)
                 del self.examples[_MAX_EXAMPLES:]

@@ -26,7 +26,7 @@ from policyd.core.address import parse_address
 from policyd.core.identity import may_be_host
 from policyd.core.ruleset import Verb
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import NameStatus, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus
 from policyd.tools.address_blocks import blocks, part_of
 from policyd.tools.judge import COUNTS_AS_DELIVERED, Assumption, Judge
 from policyd.tools.owners import owner_of, system_name
@@ -302,7 +302,7 @@ def suggest(
     for batch in observations(paths, log, advance):
         for seen in batch:
             found.transactions += 1
-            refused = seen.outcome in {Outcome.REJECTED, Outcome.DEFERRED}
+            refused = seen.outcome in {MailOutcome.REJECTED, MailOutcome.DEFERRED}
             found.refused += refused
             address = parse_address(seen.client_address)
             if address is None or seen.sasl_username or _is_private(*address):
@@ -326,9 +326,9 @@ def suggest(
                     senders.make_room()
                     sender = senders[seen.sender] = _Sender(seen)
                 sender.see(seen, address, reason)
-            if reason and seen.outcome is Outcome.DEFERRED:
+            if reason and seen.outcome is MailOutcome.DEFERRED:
                 deferred.add(seen, (client,) if sender is None else (client, sender))
-            elif seen.outcome is Outcome.DELIVERED:
+            elif seen.outcome is MailOutcome.DELIVERED:
                 found.silent += deferred.take_back(seen)
     found.forgotten = clients.forgotten + senders.forgotten
     found.unfollowed = deferred.forgotten

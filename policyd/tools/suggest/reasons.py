@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.logs.transaction import Outcome
+from policyd.logs.transaction import MailOutcome
 from policyd.tools.display import shown
 
 if TYPE_CHECKING:
@@ -61,17 +61,17 @@ _GREYLISTED_OR_LIMITED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit",
 
 def is_evidence(seen: Observation) -> bool:
     """Returns whether a mail was refused or deferred for a reason that is about its client."""
-    if seen.outcome not in {Outcome.REJECTED, Outcome.DEFERRED}:
+    if seen.outcome not in {MailOutcome.REJECTED, MailOutcome.DEFERRED}:
         return False
     text = seen.text
     in_session = seen.by in _SESSION or seen.by.startswith(b"check_") or seen.by.endswith(b"_checks")
-    if not in_session and (seen.outcome is Outcome.DEFERRED or _NEAR_RELAY.match(seen.by) is None):
+    if not in_session and (seen.outcome is MailOutcome.DEFERRED or _NEAR_RELAY.match(seen.by) is None):
         return False  # the answer is about this host, or about a server that cannot be reached
     if seen.by == b"policyd" or _ABOUT_CLIENT.search(text) is not None:
         return not text.startswith(b"421") and _GREYLISTED_OR_LIMITED.search(text) is None
     status = _STATUS.match(text)
     assert status is not None  # every part is optional
-    if seen.outcome is Outcome.DEFERRED and not text[status.end() :].strip(b" ;."):
+    if seen.outcome is MailOutcome.DEFERRED and not text[status.end() :].strip(b" ;."):
         return False  # `4.7.1` of a greylisting milter, without a text
     about_others = status["dsn"] is not None and _ABOUT_OTHERS.match(status["dsn"]) is not None
     return not about_others and status["code"] != b"421" and _SAYS_NOTHING.search(text) is None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from policyd.exchange.exporting import export
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions
 from policyd.exchange.model import ExportOptions
 from policyd.logs.files import MAX_LINE_BYTES
 from tests.exchange.answers import TODAY, Mail, answer, import_text, load_text, rules_of
@@ -139,7 +139,7 @@ table inet policyd {
 
 def test_an_unused_set_becomes_a_list() -> None:
     result = import_text("nft", SET)
-    assert result.shape is Shape.LIST
+    assert result.shape is ImportForm.LIST
     assert [term.value for term in result.entries] == ["192.0.2.0/24", "198.51.100.1"]
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions, import_files
 from tests.exchange.answers import import_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def entries(format_name: str, text: str, options: ImportOptions | None = None) -> list[str]:
     result = import_text(format_name, text, options)
-    assert result.shape is Shape.LIST
+    assert result.shape is ImportForm.LIST
     written = [line for line in result.text.splitlines() if not line.startswith("#")]
     assert written == [term.value for term in result.entries]
     return written
@@ -68,7 +68,7 @@ def test_plain_networks_and_ranges_with_surrounding_text_are_read() -> None:
 )
 def test_plain_names_are_compared_with_the_attribute(attribute: str | None, wanted: dict[str, list[str]]) -> None:
     text = "b.example\n*.c.example\na@b.example\n@d.example\n"
-    result = import_text("plain", text, ImportOptions(attribute=attribute, shape=Shape.RULES))
+    result = import_text("plain", text, ImportOptions(attribute=attribute, shape=ImportForm.RULES))
     assert {name: list(values) for rule in result.rules for name, values in rule.match.items()} == wanted
     assert result.report.losses == []
 
@@ -94,7 +94,7 @@ def test_plain_lines_without_an_entry_are_reported(line: str, reason: str) -> No
 
 def test_a_list_has_one_kind_of_entries_and_other_entries_are_reported() -> None:
     text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
-    options = ImportOptions(shape=Shape.LIST)
+    options = ImportOptions(shape=ImportForm.LIST)
     assert entries("plain", text, options) == ["192.0.2.1", "192.0.2.2"]
     assert [loss.line.number for loss in import_text("plain", text, options).report.losses] == [2, 4]
     assert entries("plain", text, ImportOptions(condition="hostname_suffix")) == ["b.example"]
@@ -102,7 +102,7 @@ def test_a_list_has_one_kind_of_entries_and_other_entries_are_reported() -> None
 
 def test_a_list_made_from_a_table_has_the_networks_that_it_blocks() -> None:
     table = "192.0.2.7 OK\n192.0.2.0/29 REJECT\n198.51.100.0/25 REJECT\n198.51.100.128/25 REJECT\n"
-    assert entries("postfix-cidr", table, ImportOptions(shape=Shape.LIST)) == [
+    assert entries("postfix-cidr", table, ImportOptions(shape=ImportForm.LIST)) == [
         "192.0.2.0/30",
         "192.0.2.4/31",
         "192.0.2.6",

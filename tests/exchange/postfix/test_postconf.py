@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions
 from tests.exchange.answers import import_text, ruleset
 
 
@@ -62,7 +62,7 @@ def test_a_list_without_a_filter_gets_codes_and_a_note() -> None:
 def test_dns_lists_cannot_become_a_list_file() -> None:
     text = "smtpd_client_restrictions = reject_rbl_client a.example=127.0.0.2\n"
     with pytest.raises(ImportFailedError, match="asks DNS lists, which a list file cannot define; write rules"):
-        import_text("postconf", text, ImportOptions(shape=Shape.LIST))
+        import_text("postconf", text, ImportOptions(shape=ImportForm.LIST))
 
 
 @pytest.mark.parametrize("code", ["254.0.0.2", "128.0.[0..255].[1..3]", "127.255.255.[0..255]"])

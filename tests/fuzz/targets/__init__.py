@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from policyd.exchange.importing import FORMATS
+from policyd.exchange.importing import IMPORT_FORMATS
 from tests.fuzz.targets import config, dns, exchange, logs, protocol
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ TARGETS = {
     "log-file": Target(logs.log_file, share=4),
     "mail-log": Target(logs.mail_log, ("tests/data/maillog.*",), share=5),
     "decision-log": Target(logs.decision_log, share=5),
-    **{f"import-{name}": Target(exchange.importer(name), longest=1000) for name in FORMATS},
+    **{f"import-{name}": Target(exchange.importer(name), longest=1000) for name in IMPORT_FORMATS},
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 from policyd.core.ruleset import Verb
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Result, Shape, import_files
+from policyd.exchange.importing import ImportFailedError, ImportForm, ImportOptions, ImportResult, import_files
 from policyd.exchange.model import Verdict
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ OPTIONS = (
     ImportOptions(attribute="sender", dotted=True),
     ImportOptions(attribute="recipient", delimiter="+"),
     ImportOptions(dotted=True),
-    ImportOptions(shape=Shape.LIST),
-    ImportOptions(shape=Shape.LIST, condition="sender_domain", attribute="sender"),
-    ImportOptions(shape=Shape.RULES, name="a b", verdict=Verdict(Verb.DEFER, "4.7.1", "later")),
+    ImportOptions(shape=ImportForm.LIST),
+    ImportOptions(shape=ImportForm.LIST, condition="sender_domain", attribute="sender"),
+    ImportOptions(shape=ImportForm.RULES, name="a b", verdict=Verdict(Verb.DEFER, "4.7.1", "later")),
 )
 
 # Maximum characters of a message, which shows at most 100 characters of a line, and a reason.
@@ -60,9 +60,9 @@ def importer(format_name: str) -> Callable[[bytes, Path], None]:
     return check
 
 
-def _check_loads(result: Result, folder: Path) -> None:
+def _check_loads(result: ImportResult, folder: Path) -> None:
     rules = folder / "rules.yaml"
-    if result.shape is Shape.RULES:
+    if result.shape is ImportForm.RULES:
         rules.write_text(result.text, encoding="utf-8")
     else:
         (folder / "list.txt").write_text(result.text, encoding="utf-8")
@@ -76,7 +76,7 @@ def _check_loads(result: Result, folder: Path) -> None:
         # Only one error is allowed here: expressions that are together too large for RE2.
         assert ["are too large for RE2" in line for line in errors.lines] == [True], errors
         return
-    if result.shape is Shape.RULES:
+    if result.shape is ImportForm.RULES:
         assert [rule.name for rule in loaded.ruleset.rules] == [rule.name for rule in result.rules]
         written = [{condition.name: condition.values for condition in rule.match} for rule in loaded.ruleset.rules]
         values = [{name: _as_written(values) for name, values in rule.match.items()} for rule in result.rules]

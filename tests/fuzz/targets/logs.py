@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from policyd.decision_log import reader
 from policyd.logs.files import MAX_LINE_BYTES, LogError, read_blocks
 from policyd.logs.maillog import MailLog
-from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
+from policyd.logs.transaction import MAX_RECIPIENTS, MailOutcome, NameStatus, Observation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def mail_log(content: bytes, _folder: Path) -> None:
 
 
 def _check(mail: Observation) -> None:
-    assert isinstance(mail.outcome, Outcome)
+    assert isinstance(mail.outcome, MailOutcome)
     assert isinstance(mail.name_status, NameStatus)
     assert mail.time is None or 0 <= mail.time < 1e10
     assert len(mail.recipients) <= MAX_RECIPIENTS

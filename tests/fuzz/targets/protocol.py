@@ -157,7 +157,7 @@ def _check_answer(request: Request, decided: Decision, known: Identity | None, c
     answer = encode_reply(decided.verb, reply)
     assert answer.endswith(b"\n\n")
     assert answer[:-2].decode("ascii").isprintable()
-    entry = writing.Entry(
+    entry = writing.DecisionEntry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
         request,

@@ -17,7 +17,7 @@ from policyd.logs.timestamps import parse_since
 from policyd.tools.decisions import tally as tallying
 from policyd.tools.decisions.find import Search, as_line, every
 from policyd.tools.decisions.networks import parse_networks
-from policyd.tools.decisions.tally import By, Count, Tally, tally
+from policyd.tools.decisions.tally import By, Tally, ValueCount, tally
 from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def test_counting_many_lines_at_once_gives_the_same_as_counting_line_by_line(
     assert (at_once[0][0], at_once[1][0]) == (6, 4)
 
 
-def everything_of(counted: Tally) -> tuple[int, int, list[Count]]:
+def everything_of(counted: Tally) -> tuple[int, int, list[ValueCount]]:
     return counted.found, counted.others, [*counted.counts()]
 
 
@@ -168,7 +168,7 @@ def test_first_last_and_count_are_right_in_any_order_of_time(
     times_of_nine = sorted(
         time for client, time in zip(clients, times, strict=True) if client == "h.example[192.0.2.9]"
     )
-    assert at_once[2][0] == Count("192.0.2.9", len(times_of_nine), times_of_nine[0], times_of_nine[-1])
+    assert at_once[2][0] == ValueCount("192.0.2.9", len(times_of_nine), times_of_nine[0], times_of_nine[-1])
     assert (at_once[0], at_once[1] > 0, len(at_once[2]) == limit) == (5_000, limit == 700, limit == 700)
 
 

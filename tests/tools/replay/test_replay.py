@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from policyd.config.load import load
-from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.logs.transaction import MailOutcome, NameStatus, Observation
 from policyd.tools.judge import Assumption, Judge
 from policyd.tools.replay import replay as replay_module
 from policyd.tools.replay.output import comparison_as_json, print_comparison, print_replay, replay_as_json
@@ -313,7 +313,7 @@ observed_mails = st.builds(
     sender=st.sampled_from([None, b"", b"v1@list.example", b"a@b"]),
     recipients=st.lists(st.sampled_from([b"c@d.example", b"postmaster@d.example"]), max_size=2).map(tuple),
     sasl_username=st.sampled_from([b"", b"joe"]),
-    outcome=st.sampled_from([*Outcome]),
+    outcome=st.sampled_from([*MailOutcome]),
     by=st.just(b""),
     text=st.just(b""),
     log=st.just("postfix"),

@@ -5,7 +5,7 @@
 # make matrix `make run` and `make test` in clean roots of Debian 12 and 13; needs root and debootstrap
 #             (RELEASES="trixie" for one of them; .ci/matrix says more)
 # make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
-# make faults every fault test of docs/reliability.md at full length (some 15 minutes): ARGS="-k mail" for some of them,
+# make faults every fault test of docs/reliability.md at full length (some 20 minutes): ARGS="-k mail" for some of them,
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them

@@ -241,7 +241,7 @@ def test_tmpfiles_makes_the_folders_that_the_unit_needs(installed: Path) -> None
         "/etc/policyd": (0, 0o750),
         "/etc/policyd/lists": (0, 0o750),
         log: (uid, 0o2750),
-        lists: (uid, 0o755),
+        lists: (uid, 0o750),
     }
     made = {name: (installed / name[1:]).stat() for name in wanted}
     assert {name: (each.st_uid, stat.S_IMODE(each.st_mode)) for name, each in made.items()} == wanted

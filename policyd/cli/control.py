@@ -17,6 +17,7 @@ from policyd import __version__
 from policyd.cli import Failure
 from policyd.cli.options import RulesetName, config_option, json_option
 from policyd.config.control_path import control_path
+from policyd.config.problems import counted
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, ControlRequest
 from policyd.core.address import parse_address
@@ -140,11 +141,12 @@ def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple
             f"'{printable(what)}' is neither an address nor a host name", param_hint="ADDRESS|NAME"
         )
     answer = _ask(config, ControlRequest(Command.FORGET, what=what))
-    clients = answer["clients"]
-    if not clients:
-        click.echo(f"nothing is cached for {printable(what)}")
+    if answer["clients"]:
+        click.echo(f"forgot {counted(answer['clients'], 'client')}: {printable(what)}")
+    elif answer.get("listed"):  # a daemon of version 0.2.0 does not say it
+        click.echo(f"forgot the answers of DNS lists: {printable(what)}")
     else:
-        click.echo(f"forgot {clients:,} {'client' if clients == 1 else 'clients'}: {printable(what)}")
+        click.echo(f"nothing is cached for {printable(what)}")
 
 
 def print_left_alone(paths: list[str]) -> None:

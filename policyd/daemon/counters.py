@@ -37,7 +37,7 @@ class Counters:
         self.refused = 0  # connections closed at once, because of limits.connections
         self.timeouts = 0  # connections closed because a request was not complete in time
         self.protocol_errors = 0
-        self.bugs = 0  # connections closed because of a bug
+        self.bugs = 0  # of connections and reloads
         self.loads: Counter[str] = Counter(success=0, failure=0)  # after the start
         self.dns = DnsCounters()
 

@@ -352,6 +352,8 @@ class _Daemon:
                 _log.error("%s", line)
             _log.error("reload failed: ruleset %s stays in force", old.ruleset.hash)
         except Exception:  # noqa: BLE001 - the exception boundary of background work
+            self._counters.bugs += 1
+            self._counters.loads["failure"] += 1
             _log.exception("a bug in policyd, please report it")
             result = ReloadResult(time.time(), data, errors=("a bug in policyd, please report it (the log has it)",))
         else:
@@ -509,7 +511,7 @@ class _Daemon:
             count,
             listed,
         )
-        return {"ok": True, "clients": count}
+        return {"ok": True, "clients": count, "listed": listed}
 
     async def _tell_counted(self, request: ControlRequest) -> ControlAnswer:
         counter = self._counter(request.counter)

@@ -74,6 +74,7 @@ class Page:
 
     def _families(self) -> Iterator[Metric]:
         server, counters = self._server, self._server.counters
+        bugs = counters.bugs + counters.dns.bugs + server.facts.lists.bugs
         yield from _by_labels(
             "policyd_decisions",
             "Decisions, by the action sent to Postfix and by rule.",
@@ -138,7 +139,7 @@ class Page:
                 "Connections closed because the client violated the protocol.",
                 counters.protocol_errors,
             ),
-            ("policyd_bugs", "Connections closed because of a bug in policyd.", counters.bugs),
+            ("policyd_bugs", "Bugs in policyd that requests, DNS or reloads ran into; the log has each.", bugs),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
         yield from self._list_families()

@@ -18,7 +18,7 @@ import pytest
 
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, ControlRequest
-from tests.daemon.client import Client, unnamed
+from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import BULK, DNS_RULES, LATER, RULES, StartPolicyd, children
 from tests.field.policyd import Policyd
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer, claim, reverse
@@ -270,6 +270,24 @@ def test_dns_answers_about_a_client_are_forgotten_by_address_or_name(
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 
+def test_answers_of_dns_lists_about_a_client_are_forgotten(
+    start_policyd: StartPolicyd, port: int, control: str
+) -> None:
+    rules = (
+        "dns_lists: {bad: {zone: bad.test, codes: 127.0.0.2, self_test: no}}\n"
+        "rules: [{name: listed, match: {listed: bad}, action: REJECT}]\n"
+    )
+    with (
+        ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as dns,
+        start_policyd(rules, control=control, dns={"servers": [dns.address]}) as policyd,
+        Client(port) as client,
+    ):
+        client.ask(request(client_address="192.0.2.44"))
+        first, second = (run(policyd, "forget", "192.0.2.44") for _ in range(2))
+    assert (first.returncode, first.stdout) == (0, "forgot the answers of DNS lists: 192.0.2.44\n")
+    assert (second.returncode, second.stdout) == (0, "nothing is cached for 192.0.2.44\n")
+
+
 # --- Permissions ------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +306,7 @@ def test_another_user_is_refused(start_policyd: StartPolicyd, open_folder: Path)
     control = str(open_folder / "control.sock")
     script = (
         "import os; from policyd.control.client import ask; from policyd.control.words import *\n"
-        f"os.setuid(65534); ask({control!r}, Request(Command.ALIVE))"
+        f"os.setuid(65534); ask({control!r}, ControlRequest(Command.ALIVE))"
     )
     with start_policyd(control=control):
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -140,7 +140,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         connections=(),
         facts=SimpleNamespace(
             resolver=SimpleNamespace(in_flight=0, cached_clients=0),
-            lists=SimpleNamespace(states={}, in_flight=0, cached_subjects=0),
+            lists=SimpleNamespace(states={}, in_flight=0, cached_subjects=0, bugs=0),
         ),
         memory=Memory(ProcessMemory(1), None, lambda _inquiry: None),
     )

@@ -60,6 +60,7 @@ PURE = {
     "functools",
     "hashlib",
     "itertools",
+    "math",
     "operator",
     "pickle",
     "re",

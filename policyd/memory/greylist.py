@@ -10,6 +10,7 @@ The caller stores first tries and known networks, in two mappings; `judge` retur
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.facts import Greylisted
@@ -59,14 +60,16 @@ def judge(
     """
     if network_seen is not None and now - network_seen < settings.remember:
         return GreylistVerdict(Greylisted.KNOWN, has_passed=True)
-    waited = [now - first for first in first_tries if first is not None and now - first <= settings.retry_within]
+    waits = [now - first if first is not None else math.inf for first in first_tries]
+    waited = [wait for wait in waits if wait <= settings.retry_within]
     if not waited:
         return GreylistVerdict(Greylisted.NEW, tuple((key, now) for key in keys))
     longest = max(waited)
     if longest >= settings.wait:
         return GreylistVerdict(Greylisted.PASSED, forget=keys, has_passed=True)
-    # An early try does not restart the wait. If the first try had only one of the two names, the other name is added.
+    # An early try does not restart the wait. A name without a first try in time gets that of the other name.
     first = now - longest
     return GreylistVerdict(
-        Greylisted.EARLY, tuple((key, first) for key, known in zip(keys, first_tries, strict=True) if known is None)
+        Greylisted.EARLY,
+        tuple((key, first) for key, wait in zip(keys, waits, strict=True) if wait > settings.retry_within),
     )

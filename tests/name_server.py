@@ -4,7 +4,8 @@
         with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
             ...  # resolver and server.address are of the form `127.0.0.1:PORT`; both answer queries
 
-`host`, `claim` and `reverse` write records for both. Unit tests use `Zone` instead, which answers from dicts.
+`host` and `claim` write records, and `reverse` a PTR name, for either server. Unit tests use `Zone` instead, which
+answers from dicts.
 """
 
 from __future__ import annotations
@@ -105,8 +106,9 @@ def start_unbound(
 ) -> Iterator[str]:
     """Runs unbound on a port (0: any free one); yields `127.0.0.1:PORT`. Its configuration and log are in the folder.
 
-    It knows `records` (`NAME TTL TYPE DATA`). `zones` has the port of the server for the names in a zone. No other name
-    exists. Raises AssertionError with unbound's log if unbound ends, TimeoutError if it hangs.
+    It knows `records` (`NAME TTL TYPE DATA`). `zones` maps each zone to the port of the server on
+    127.0.0.1 that answers for its names. No other name exists. Raises AssertionError with unbound's log if unbound
+    ends, TimeoutError if it hangs.
     """
     port = port or free_port()
     (folder / "unbound.conf").write_text(
@@ -134,10 +136,10 @@ def start_unbound(
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply of a `ScriptedServer`: these records (`OWNER TTL TYPE DATA`), with any owner.
+    """A reply of a `ScriptedServer`: these records (`OWNER TTL TYPE DATA`), whatever name was asked for.
 
     A name may have `\\010` for a byte and `\\.` for a dot inside a label. A reply that is too long for a datagram, or
-    any reply with `truncated`, is cut and marked as truncated; over TCP it is complete.
+    any reply with `truncated`, is sent over UDP without its records and marked as truncated; over TCP it is complete.
     """
 
     records: Sequence[str] = ()
@@ -267,11 +269,11 @@ def encode_reply(query: bytes, reply: Reply, longest: int) -> bytes:
     question = encode_name(reply.other_question) + query[-4:] if reply.other_question else query[12:]
     records = b"".join(map(encode_record, reply.records))
     count = len(reply.records)
-    too_long = 12 + len(question) + len(records) > longest or (reply.truncated and longest < 65535)
-    if too_long:
+    is_truncated = 12 + len(question) + len(records) > longest or (reply.truncated and longest < 65535)
+    if is_truncated:
         records, count = b"", 0
     # QR, AA, RD and RA; TC.
-    flags = 0x8580 | (0x0200 if too_long else 0) | reply.rcode
+    flags = 0x8580 | (0x0200 if is_truncated else 0) | reply.rcode
     message = identifier + struct.pack("!HHHHH", flags, 1, count, 0, 0) + question + records
     return message[: len(message) - reply.cut]
 

@@ -78,7 +78,9 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     for name in list_files:
         if name not in loaded.lists or loaded.lists[name].file is None:
             files = [definition.name for definition in loaded.lists.values() if definition.file is not None]
-            raise click.BadParameter(f"'{name}' is not a list in a file{_meant(name, files)}", param_hint="--list")
+            raise click.BadParameter(
+                f"'{name}' is not a list that is read from a file{_meant(name, files)}", param_hint="--list"
+            )
     notices = {str(warning) for warning in loaded.warnings if warning.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
         if not quiet or line not in notices:
@@ -109,7 +111,8 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     "--hostname",
     multiple=True,
     metavar="NAME",
-    help="Use this name instead of asking DNS: as a verified name or, with another --reverse-dns, as a claimed one. "
+    help="Use this name instead of asking DNS: as a verified name, or as a claimed name with another status in "
+    "--reverse-dns. "
     "May be given several times.",
 )
 @click.option(
@@ -147,9 +150,9 @@ def explain(
 ) -> None:
     """Show the answer to one request, and why.
 
-    The request's attributes are given as NAME=VALUE with the names that Postfix uses; without any, a request is read
-    from standard input, as Postfix would send it. protocol_state is RCPT unless given. asn=, asn_name= and country=
-    replace the databases of networks.
+    The request's attributes are given as NAME=VALUE with the names that Postfix uses; protocol_state is RCPT unless
+    given. Without any attribute, a request is read from standard input, as Postfix would send it. asn=, asn_name= and
+    country= replace the databases of networks.
 
     \b
     policyd explain client_address=49.212.201.177 sender=a@b.example
@@ -323,7 +326,7 @@ def _request_from_standard_input() -> Request:
 
 
 def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> tuple[CounterValue, ...]:
-    """The values of the counters that count a request: as given, else from the running daemon, else 1."""
+    """The given values, and for every other counter that counts the request the running daemon's value, or else 1."""
     values = {name: CounterValue(name, value, "as given") for name, value in given.items()}
     why = "" if control is not None else "the settings name no control socket to ask the daemon"
     for count in counts_of(inquiry):

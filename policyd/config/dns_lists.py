@@ -126,7 +126,7 @@ class _Reader(DefinitionReader):
         if not written:
             return "", ""
         if KEY in written and key_item is None:
-            self.add(item.value, f"zone: {KEY} stands for the first line of `key_file`, which is missing")
+            self.add(item.value, f"zone: {KEY} needs `key_file`, the file whose first line replaces it")
         elif KEY not in written and key_item is not None:
             self.add(key_item.key, f"key_file: the zone has no {KEY} in it, so the key would not be used")
         # The key's form has been checked; a label takes its place here, so that no message can contain the key.

@@ -64,7 +64,8 @@ _KEY = re.compile(r"[!-~]{1,500}")
 class Source:
     """The source of a list or database. `every` is in seconds, `max_change` a fraction of the entries in force.
 
-    `url` may contain `{key}`, which stands for the first line of `key_file` and never appears in a message.
+    `url` may contain `{key}`, which stands for the first line of `key_file`. Messages show `{key}`, never
+    the key itself.
     """
 
     url: str
@@ -135,7 +136,7 @@ class _Reader(DefinitionReader):
 
     def read(self, node: Node) -> Source | None:
         if not isinstance(node, Mapping):
-            self.add(node, f"expected url, every and so on, not {describe(node)}")
+            self.add(node, f"expected the keys 'url', 'every' and so on, not {describe(node)}")
             return None
         self.check_keys(node, self._keys)
         source = Source(
@@ -164,7 +165,7 @@ class _Reader(DefinitionReader):
             return ""
         key_file = node.items.get("key_file")
         if KEY in url and key_file is None:
-            self.add(item.value, f"url: {KEY} stands for the first line of `key_file`, which is missing")
+            self.add(item.value, f"url: {KEY} needs `key_file`, the file whose first line replaces it")
         elif KEY not in url and key_file is not None:
             self.add(key_file.key, f"key_file: the url has no {KEY} in it, so the key would not be used")
         if problem := url_problem(url.replace(KEY, "key")):
@@ -250,7 +251,7 @@ def url_problem(url: str) -> str:
     if parts.scheme not in {"http", "https"}:
         return "does not begin with https:// or http://"
     if not parts.hostname or port == 0:
-        return "names no host"
+        return "has the port 0" if parts.hostname else "names no host"
     if parts.username is not None or parts.password is not None:
         return f"has a user name or password in it; write {KEY} and key_file"
     return ""

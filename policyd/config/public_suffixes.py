@@ -1,4 +1,4 @@
-"""The list of public suffixes (https://publicsuffix.org), read once and only when it is needed (60 ms)."""
+"""The list of public suffixes (https://publicsuffix.org). Each function reads it at its first call (60 ms)."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_list_can_be_checked_before_it_is_moved_into_place(folder: Path) -> No
     ("given", "status", "message"),
     [
         ("bulk=absent.txt", 1, "absent.txt cannot be read"),
-        ("blk=bulk.txt", 2, "'blk' is not a list in a file; did you mean 'bulk'?"),
+        ("blk=bulk.txt", 2, "'blk' is not a list that is read from a file; did you mean 'bulk'?"),
         ("bulk", 2, "'bulk' is not NAME=FILE"),
         ("bulk=", 2, "'bulk=' is not NAME=FILE"),
     ],

@@ -104,7 +104,7 @@ def test_a_zone_with_letters_outside_ascii_is_queried_in_its_xn_form() -> None:
             "self_test: 'mail.example' is not an address",
         ),
         ("x: {zone: zen.test, codes: 127.0.0.2, ask: helo_name, self_test: 127.0.0.2}", "is not a name"),
-        ("x: {zone: '{key}.zen.test', codes: 127.0.0.2}", "zone: {key} stands for the first line of `key_file`"),
+        ("x: {zone: '{key}.zen.test', codes: 127.0.0.2}", "zone: {key} needs `key_file`"),
         ("'x y': {zone: zen.test, codes: 127.0.0.2}", "2:3: DNS list 'x y': this is not a name for a list"),
     ],
 )

@@ -57,7 +57,7 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
         ("url: 'https:///x'", 17, "url: 'https:///x' names no host"),
         ("url: 'https://u:@h'", 17, "url: 'https://u:@h' has a user name or password in it; write {key} and key_file"),
         ("url: 'h t'", 17, "url: 'h t' is not a URL (printable ASCII without blanks, at most 2,000 characters)"),
-        ("url: 'https://h/{key}'", 17, "url: {key} stands for the first line of `key_file`, which is missing"),
+        ("url: 'https://h/{key}'", 17, "url: {key} needs `key_file`, the file whose first line replaces it"),
         ("url: 'https://h/', key_file: k", 31, "key_file: the url has no {key} in it, so the key would not be used"),
         ("url: 'https://h/', evry: 1d", 31, "unknown key 'evry'; did you mean 'every'?"),
         ("url: 'https://h/', every: 5", 38,
@@ -96,7 +96,7 @@ def test_an_unfetched_list_is_empty_with_a_warning_and_a_fetched_list_must_exist
         load(rules_path=path)
 
 
-def test_a_fetched_list_is_not_hashed_and_a_list_under_never_is_used(tmp_path: Path) -> None:
+def test_a_fetched_list_is_not_hashed_and_a_list_named_in_never_counts_as_used(tmp_path: Path) -> None:
     path = write(tmp_path, "url: 'https://h/', never: own")
     (tmp_path / "drop.txt").write_text("198.51.100.0/24\n")
     first = load(rules_path=path, warnings_on=datetime.date(2026, 11, 29))

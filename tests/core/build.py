@@ -47,9 +47,10 @@ def build(
     lists: dict[str, list[str]] | None = None,
     hostname_lists: frozenset[str] = frozenset(),
 ) -> Ruleset:
-    """Makes a ruleset. A value `$name` stands for a list, which all conditions of the same kind share.
+    """Makes a ruleset. A value `$name` stands for the list of this name.
 
-    The value of a `listed` condition is a `tests.naive.Listed`.
+    Conditions of the same kind share the list; exact names and domains count as one kind. `hostname_lists` names the
+    DNS lists that are asked about host names. The value of a `listed` condition is a `tests.naive.Listed`.
     """
     entries: dict[int, list[Any]] = {}
     shared: dict[tuple[str, Kind], object] = {}

@@ -38,8 +38,8 @@ def write_long_rules(policyd: Policyd, names: int) -> None:
     policyd.rules.write_text(LONG_RULES)
 
 
-def wait_for_load(policyd: Policyd) -> tuple[int, int]:
-    """Waits for a load; returns the process ids of the loader and its worker."""
+def wait_for_worker(policyd: Policyd) -> tuple[int, int]:
+    """Waits until a load has begun; returns the process ids of the loader and its worker."""
     (loader,) = children(policyd.pid)
     (worker,) = until("a load", lambda: children(loader) or None)
     return loader, worker
@@ -48,7 +48,7 @@ def wait_for_load(policyd: Policyd) -> tuple[int, int]:
 @contextmanager
 def stopped_load(policyd: Policyd) -> Iterator[None]:
     """Suspends the load in progress during the block."""
-    _, worker = wait_for_load(policyd)
+    _, worker = wait_for_worker(policyd)
     os.kill(worker, signal.SIGSTOP)
     try:
         yield
@@ -123,7 +123,7 @@ def test_a_changed_listen_needs_a_restart_and_a_message_says_so(start_policyd: S
         assert client.ask(BULK) == LATER
 
 
-def test_a_changed_limit_of_keys_needs_a_restart_and_a_message_says_so(start_policyd: StartPolicyd) -> None:
+def test_a_changed_limit_of_state_keys_needs_a_restart_and_a_message_says_so(start_policyd: StartPolicyd) -> None:
     with start_policyd(limits={"state_keys": 1000}) as policyd:
         logged = change(policyd, "state_keys: 1000", "state_keys: 2000")
         assert "limits.state_keys has changed; that needs a restart of policyd" in logged
@@ -180,7 +180,7 @@ def test_a_worker_that_is_killed_changes_nothing_and_the_next_load_works(
     with start_policyd() as policyd, Client(port) as client:
         write_long_rules(policyd, 300_000)
         os.kill(policyd.pid, signal.SIGHUP)
-        _, worker = wait_for_load(policyd)
+        _, worker = wait_for_worker(policyd)
         os.kill(worker, signal.SIGKILL)
         log_lines(policyd, "the loading process has failed (killed by SIGKILL; out of memory?)")
         log_lines(policyd, "reload failed: ruleset")
@@ -237,7 +237,7 @@ def test_the_loading_processes_end_with_the_daemon(start_policyd: StartPolicyd) 
     with start_policyd() as policyd:
         write_long_rules(policyd, 300_000)
         os.kill(policyd.pid, signal.SIGHUP)
-        loader, worker = wait_for_load(policyd)
+        loader, worker = wait_for_worker(policyd)
         policyd.kill()
         until(
             "the end of both processes",

@@ -32,15 +32,16 @@ rules:
 
 
 # The right replies to a client that needs DNS, while DNS fails (docs/ruleset.md, the two principles). If its PTR lookup
-# fails, no name is known: `vps` does not hold, and `broken` decides. If only the lookup of the name's address fails,
-# the claimed name holds in `vps`, whose REJECT becomes a DEFER because of the error. In this case `customers` is
-# unknown and exempts no client.
+# fails, no name is known: `vps` does not match, and `broken` decides. If only the lookup of the name's address fails,
+# the claimed name matches `vps`, whose REJECT becomes a DEFER because of the error. It is then unknown whether
+# `customers` matches, so it exempts no client.
 DEFERRED = frozenset({"450 broken", "450 vps"})
 
 
 class Sender(NamedTuple):
     """Clients of a network (its first two octets). `reply` is the right reply while DNS works; `failing_replies` are
-    the right replies while DNS fails. `name` is a name from Postfix; `domain` is that of the names in DNS.
+    the right replies while DNS fails. `name` is the verified name that Postfix sends, if
+    any. The names in DNS are below `domain`; `names_verify` says whether they lead back to the addresses.
     """
 
     network: str
@@ -48,14 +49,14 @@ class Sender(NamedTuple):
     reply: str
     failing_replies: frozenset[str]
     domain: str = ""
-    verifies: bool = True
+    names_verify: bool = True
 
 
 SENDERS = (
     Sender("198.18", None, "554 listed", frozenset({"554 listed"})),
     Sender("198.19", "mail.honest.example", "250", frozenset({"250"})),
     Sender("10.1", None, "250", DEFERRED, "customers.vps.example"),
-    Sender("10.2", None, "554 vps", DEFERRED, "customers.vps.example", verifies=False),
+    Sender("10.2", None, "554 vps", DEFERRED, "customers.vps.example", names_verify=False),
     Sender("10.3", None, "554 vps", DEFERRED, "vps.example"),
 )
 
@@ -73,14 +74,14 @@ RECORDS = [
     for each in SENDERS
     if each.domain
     for number in range(ADDRESSES)
-    for line in (host if each.verifies else claim)(f"m{number}.{each.network}.{each.domain}", address_of(each, number))
+    for line in (host if each.names_verify else claim)(
+        f"m{number}.{each.network}.{each.domain}", address_of(each, number)
+    )
 ]
 
 
 class Mail:
-    """Sends messages from all senders at the same time, one after the other from each, between `__enter__` and
-    `__exit__`.
-    """
+    """Between `__enter__` and `__exit__`, all senders send at the same time, each one message after another."""
 
     def __init__(self, fault: str, port: int) -> None:
         self.row = add_row(Row(fault))
@@ -169,7 +170,7 @@ def test_a_resolver_that_dies_and_returns_defers_only_clients_that_need_it(postf
         alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
         with (
             Policyd(tmp_path, RULES, **settings(postfix, f"127.0.0.1:{port}")),
-            Mail("mail: unbound dies and returns (P)", postfix.port["inet"]) as mail,
+            Mail("mail: unbound dies and returns (Postfix)", postfix.port["inet"]) as mail,
         ):
             mail.wait_for(4)
             mail.dns_may_fail = True
@@ -189,10 +190,11 @@ def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: P
         start_unbound(tmp_path, RECORDS) as resolver,
         kept_socket(postfix.port["policy"]) as listener,
         Policyd(tmp_path, RULES, listener=listener, **settings(postfix, resolver)) as policyd,
-        Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (P)", postfix.port["inet"]) as mail,
+        Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (Postfix)", postfix.port["inet"]) as mail,
     ):
         for _ in range(times):
-            # Postfix asks at most twice for a message. After this wait, every message in flight is at its first try.
+            # Postfix asks at most twice for a message. After this wait, no message in flight has lost a question to an
+            # earlier SIGKILL, so Postfix can ask again for each.
             mail.wait_for(4)
             policyd.kill()
             policyd.start()

@@ -74,7 +74,7 @@ class Mail:
     """
 
     def __init__(self, fault: str, port: int) -> None:
-        self.row = add_row(Row(f"memory: {fault} (P)"))
+        self.row = add_row(Row(f"memory: {fault} (Postfix)"))
         self.may_fail = False
         self.codes: Counter[tuple[str, int]] = Counter()  # by network and code
         self.wrong: list[str] = []

@@ -65,7 +65,7 @@ def answers(content: bytes, _folder: Path) -> None:
 
 
 def _check_verified(identity: Identity, client: bytes, records: list[SimpleNamespace]) -> None:
-    """Compares with a plain evaluation: follow every alias from every owner."""
+    """Checks each verified name with a plain evaluation, which follows every CNAME from a name."""
     address = parse_address(client)
     assert address is not None
     claimed = {fold_ptr_name(name.encode()) for name in _reached(reverse_name(address).decode(), PTR.number, records)}
@@ -91,7 +91,7 @@ def _record(line: str) -> SimpleNamespace | None:
         return None
     number, attribute = _TYPES[kind]
     if attribute == "addr" and parse_address(value.encode()) is None:
-        return None  # c-ares writes the address in its own form
+        return None  # c-ares formats addresses itself, so none that it passes on is invalid
     return SimpleNamespace(
         name=owner, type=number, ttl=int(ttl), value=value, data=SimpleNamespace(**{attribute: value})
     )

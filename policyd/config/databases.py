@@ -31,7 +31,7 @@ from policyd.config.list_sources import (
 )
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
 from policyd.config.problems import Problem, Severity, unknown_key
-from policyd.config.ranges import Columns, LineError, columns_of, other_addresses, read_ranges
+from policyd.config.ranges import Columns, LineError, columns_of, read_ranges, unsupported_form
 from policyd.config.settings import parse_duration
 from policyd.config.yaml_tree import Mapping, Scalar, describe
 from policyd.core.address import format_address
@@ -293,7 +293,7 @@ class DatabaseFile:
             raise DatabaseError(_NEITHER)
         columns = columns_of(first)
         if columns is None:
-            raise DatabaseError(other_addresses(first) or _NEITHER)
+            raise DatabaseError(unsupported_form(first) or _NEITHER)
         if (columns.asn if kind is DatabaseKind.ASN else columns.country) is None:
             missing = "AS numbers" if kind is DatabaseKind.ASN else "countries"
             raise DatabaseError(f"has no {missing}; the columns of its lines are: addresses, {', '.join(columns.keys)}")

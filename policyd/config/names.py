@@ -14,7 +14,7 @@ from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableE
 from policyd.config.problems import Report
 from policyd.config.yaml_tree import Mapping, Node, Scalar, Sequence, parse_yaml
 
-# Maximum bytes of a rules file for completion: 100,000 bytes of YAML take some 50 ms.
+# Maximum bytes of a rules file for completion: half a second of parsing. Most rules files are a hundredth of that.
 MAX_COMPLETION_BYTES = 1 << 20
 
 # A shell could split or expand any other text.
@@ -24,8 +24,8 @@ _NAME = re.compile(NAME_PATTERN)
 def ruleset_names(sections: str, settings: str | None, rules: str | None) -> list[str]:
     """The names in a section of the ruleset, or in several joined by `+`.
 
-    A section is `rules`, `lists`, `databases`, `dns_lists` or `counters`. The ruleset is `rules`, or the file that the
-    settings name; without either there are no names.
+    A section is `rules`, `lists`, `databases`, `dns_lists` or `counters`. The rules file is the argument `rules`, or
+    else the one that the settings file `settings` names; if both are None, there are no names.
     """
     path = rules if rules is not None else _rules_of(settings)
     root = _tree(path, MAX_COMPLETION_BYTES) if path is not None else None

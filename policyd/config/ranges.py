@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.tables import Buffer
 
-# Bytes of lines that are parsed at a time: so few that their objects stay in the processor's cache, which halves the
-# time, and that parsing a block line by line is quick.
+# Bytes of lines that are parsed at a time. The objects of a small block stay in the processor's cache, which halves the
+# time, and a small block is quickly parsed line by line if it has to be.
 _BLOCK = 1 << 15
 
 # Maximum bytes of a system's name; longer ones are cut. The longest in public data have 90.
@@ -145,7 +145,7 @@ def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
 
 
 def _with_gaps(ranges: Ranges, width: int, make: Callable[[Iterable[int]], _Starts]) -> tuple[_Starts, array[int]]:
-    """Returns starts and numbers: those of the ranges and, after each range, those of a gap, whose number is 0.
+    """Returns starts and numbers: a gap from address 0, then each range and the gap after it. A gap has the number 0.
 
     If another range follows directly, the gap and that range have equal starts, and a lookup finds the range.
     """
@@ -202,8 +202,8 @@ def columns_of(line: str) -> Columns | None:
     return None
 
 
-def other_addresses(line: str) -> str:
-    """Describes a file with numbers or networks instead of IP addresses, and what to use; empty for other files."""
+def unsupported_form(line: str) -> str:
+    """The message for a file whose first line has numbers or networks instead of addresses; empty for other files."""
     try:
         fields = _split(line, "\t" if "\t" in line else ",")
     except ValueError:
@@ -484,13 +484,13 @@ class _RecordTexts:
         self._columns = columns
         self._systems = systems
         self._numbers = defaultdict[str, int](count(1).__next__)
-        self.number = self._numbers.__getitem__  # a loop in C for a block of lines
+        self.number = self._numbers.__getitem__  # written in C, so `map` over a block of lines runs in C
 
     def parse(self) -> tuple[list[int], array[int], list[bytes]]:
-        """Returns the numbers in the table, and by these the AS numbers and the names or countries (UTF-8).
+        """Returns each text's number in the table, and the AS number and the name or country (UTF-8) of each number.
 
-        The first part has the number in the table for each number of a text: 0 if the text means that there is no
-        record. It is empty if no number changes. Raises RecordError.
+        The number is 0 if the text means that there is no record. The first part is empty if each text keeps its
+        number. Raises RecordError.
         """
         rests = [*self._numbers]
         try:

@@ -22,7 +22,7 @@ def test_a_problem_is_one_line(problem: Problem, line: str) -> None:
     assert str(problem) == line
 
 
-def test_problems_are_sorted_by_file_and_line() -> None:
+def test_problems_are_grouped_by_file_and_sorted_by_line() -> None:
     report = Report()
     for path, line in (("b", 2), ("a", 9), ("b", 1), ("a", 1)):
         report.add(Problem(path, line, 1, "x"))

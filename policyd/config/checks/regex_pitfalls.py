@@ -16,7 +16,8 @@ _DOMAIN_AT_END = re.compile(
     r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
 )
 
-# Characters at the end of an expression that are searched for a domain, which has at most 253 and some backslashes.
+# Number of characters at the end of an expression that are searched for a domain. A domain has at most 253 characters,
+# and some backslashes in an expression.
 _LONGEST_DOMAIN = 300
 
 # Anchors before a domain: with one of them, `example.com` is not found in `badexample.com`.

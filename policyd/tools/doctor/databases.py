@@ -20,8 +20,8 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
     """Reads the databases that a rules file declares, even if the rest of the file has errors; `now` is in Unix
     seconds.
 
-    Returns findings, a line for each database without a finding, and notes. An unreadable rules file counts as a file
-    without databases.
+    Returns three parts: findings, a line for each database that can be used and is not too old, and notes. An
+    unreadable rules file counts as a file without databases.
     """
     report = Report()
     try:
@@ -36,7 +36,7 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
         Finding(
             f"{problem.path}:{problem.line}" if problem.line else problem.path,
             problem.message,
-            "a file in a format of docs/owners.md; see policyd check",
+            "what policyd check says; docs/owners.md has the keys and the formats",
         )
         for problem in report.problems
     ]

@@ -196,7 +196,7 @@ def test_the_rarest_values_are_dropped_first(tmp_path: Path, monkeypatch: pytest
     assert "seen too rarely" in as_yaml(found, 20)
 
 
-def test_a_sender_with_control_characters_is_in_a_comment_only_and_printable(tmp_path: Path) -> None:
+def test_a_sender_with_control_characters_is_escaped_and_appears_only_in_a_comment(tmp_path: Path) -> None:
     mails = [
         mail(n, f"unknown[192.0.2.{n}]", sender="x\n  - name: evil\x1b@c", status=REFUSED).replace("\n  -", "\\n  -")
         for n in range(3)

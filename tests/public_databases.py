@@ -41,7 +41,7 @@ class UnreachableError(Exception):
 
 
 def public_databases() -> Path:
-    """Returns a folder with the files, and `asn.csv`, which has both families. Raises UnreachableError."""
+    """Returns a folder with these files and `asn.csv`, which has the IPv4 and IPv6 ranges. Raises UnreachableError."""
     done = FOLDER / VERSION
     if done.exists():
         return done

@@ -27,5 +27,6 @@ UNKNOWN_COUNTRIES = frozenset({"", "-", "--", "??", "None", "none", "XX", "ZZ"})
 
 
 def parse_country(text: str) -> str | None:
-    """Returns a database's code in upper case; None if it is not two letters, or means an unknown country."""
-    return text.upper() if _COUNTRY.fullmatch(text) and text not in UNKNOWN_COUNTRIES else None
+    """Returns a country code from a database in upper case; None if it is not two letters, or stands for no country."""
+    code = text.upper()
+    return code if _COUNTRY.fullmatch(text) and code not in UNKNOWN_COUNTRIES else None

@@ -273,10 +273,8 @@ def _as_list(
         entries += _entries_for(condition, imported, report)
     if not entries:
         raise ImportFailedError(f"{_name_of(found[0][0])}: there is no entry for {condition} in it", 1, report)
-    text = list_file(
-        entries,
-        f"{_heading(name, [path for path in found if path[0] == STANDARD_INPUT], report)}\nA list for {condition}.",
-    )
+    from_input = [(path, imported) for path, imported in found if path == STANDARD_INPUT]
+    text = list_file(entries, f"{_heading(name, from_input, report)}\nA list for {condition}.")
     return ImportResult(ImportForm.LIST, text, (), tuple(entries), report)
 
 

@@ -75,7 +75,8 @@ class Protected:
         self._ranges: list[tuple[Range, str, int]] = sorted(
             (network, name, prefix) for name, networks in named for network, prefix in ranges(networks)
         )
-        # For each range, the highest last address up to there and its place, because ranges may lie in each other.
+        # For each range: the IP version and the highest last address of this range and those before it, and the index
+        # of the range with that address. A range may lie in a larger range further up.
         self._last: list[tuple[int, int, int]] = []
         best: tuple[int, int, int] | None = None
         for place, ((version, _, last), _, _) in enumerate(self._ranges):
@@ -119,7 +120,9 @@ def check_networks(networks: Networks, protected: Protected, *, allow_reserved: 
 
 
 def check_names(names: Iterable[str], protected: Sequence[tuple[str, str]]) -> None:
-    """Refuses names that cover or lie under a protected name; `protected` pairs list and name. Raises RefusedError."""
+    """Refuses names that cover or lie under a protected name; `protected` has pairs of a list's name and
+    a protected name. Raises RefusedError.
+    """
     written_names = {name.strip(".").lower(): name for name in names}
     for list_name, raw in protected:
         name = raw.strip(".").lower()

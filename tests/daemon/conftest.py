@@ -37,7 +37,7 @@ rules:
 
 
 class StartPolicyd(Protocol):
-    """The signature of `start_policyd`: a daemon for a `with` block, on its own port."""
+    """The signature of `start_policyd`, which makes a daemon for a `with` block."""
 
     def __call__(self, rules: str = RULES, **arguments: Any) -> Policyd: ...
 
@@ -60,7 +60,7 @@ def start_policyd(tmp_path: Path, port: int) -> StartPolicyd:
 
 @pytest.fixture
 def run_before_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes all Python processes that the test starts run some code before their program (Python's module `site`)."""
+    """Runs some code in every Python process of the test, before the process's program (Python's module `site`)."""
 
     def install(code: str) -> None:
         folder = tmp_path / "site"

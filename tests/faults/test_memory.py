@@ -244,7 +244,7 @@ def answering_2_s_late(server: StateServer) -> None:
 
 SHARED: dict[str, Callable[[StateServer], None]] = {
     "the server killed": killed,
-    "the server stopped by a signal": stopped_by_signal,
+    "the server frozen by SIGSTOP": stopped_by_signal,
     "the server restarted empty": restarted_empty,
     "the server full": full,
     "a wrong password": with_a_wrong_password,
@@ -302,7 +302,7 @@ STATE_FILES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", cases_to_try(STATE_FILES, "cut"))
 def test_a_damaged_state_file_is_moved_aside_and_mail_goes_on(postfix: Postfix, tmp_path: Path, name: str) -> None:
     path = tmp_path / "state.db"
-    with mail_with(postfix, tmp_path, "a state file is written", state_file=str(path)) as (mail, _):
+    with mail_with(postfix, tmp_path, "no fault; a state file is written", state_file=str(path)) as (mail, _):
         mail.wait_for(5)
     STATE_FILES[name](path)
     again = tmp_path / "again"

@@ -1,4 +1,4 @@
-"""The sandbox of policyd-fetch.service, under a systemd in separate namespaces: writable folders."""
+"""Runs policyd-fetch.service under a systemd in separate namespaces: it can write to the folder of the lists only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT = Path(__file__).parents[2] / "systemd" / "policyd-fetch.service"
 # Targets that the unit wants or that every unit needs; all other units of this machine stay unknown.
 TARGETS = ("sysinit", "basic", "shutdown", "umount", "final", "network-online", "nss-lookup")
 
-# Replaces the unit's program: lists the writable mounts, and the writable folders and files under them.
+# Runs PROBE instead of the unit's program.
 DROP_IN = """\
 [Unit]
 SuccessAction=exit-force
@@ -31,6 +31,8 @@ ExecStart=/bin/sh /mnt/probe
 StandardOutput=append:/mnt/out
 StandardError=append:/mnt/err
 """
+
+# Prints each folder and file that the program may write to, and then tries to write to some folders.
 PROBE = r"""
 echo list > /var/lib/policyd/lists/drop.txt && cat /var/lib/policyd/lists/drop.txt
 while read -r _ _ _ _ place options _; do

@@ -1,4 +1,4 @@
-"""A second Postfix, which sends mail from an address of the test's choice, and queues and retries deferred mail."""
+"""A second Postfix, which connects from an IP address that the test chooses, and queues and retries deferred mail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ inet_protocols = ipv4
 myhostname = out.sender.example
 mynetworks = 127.0.0.0/8
 relayhost = [127.0.0.1]:{receiver}
-# Seconds between tries instead of minutes, and no bounce to the made-up sender while a test runs.
+# Seconds between tries instead of minutes.
 minimal_backoff_time = 2s
 maximal_backoff_time = 2s
 queue_run_delay = 2s

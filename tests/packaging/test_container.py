@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "packaging/container/policyd.yaml"
 
-# The number of the stage, the instruction and its arguments, for each instruction.
+# Every instruction of the Containerfile: the number of its stage, its word (`RUN`), and its arguments.
 INSTRUCTIONS: list[tuple[int, str, str]] = []
 _stage = -1
 for _line in re.sub(r"\\\n", " ", (ROOT / "packaging/Containerfile").read_text()).splitlines():
@@ -66,7 +66,7 @@ def test_the_settings_load_and_fit_the_image(tmp_path: Path) -> None:
     addresses = (*loaded.settings.listen, loaded.settings.metrics)
     ports = {str(address.port) for address in addresses if isinstance(address, InetAddress)}
     assert [set(rest.split()) for word, rest in LAST if word == "EXPOSE"] == [ports]
-    made = {part for word, rest in LAST if word == "RUN" for part in shlex.split(rest)}
+    words_of_run = {part for word, rest in LAST if word == "RUN" for part in shlex.split(rest)}
     assert loaded.settings.control == "/run/policyd/control.sock"
-    assert "/run/policyd" in made
+    assert "/run/policyd" in words_of_run
     assert [set(json.loads(rest)) for word, rest in LAST if word == "VOLUME"] == [{"/rules", "/var/lib/policyd"}]

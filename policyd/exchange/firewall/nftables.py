@@ -1,7 +1,7 @@
 """Imports the output of `nft list ruleset` and `nft -j list ruleset` (nft(8)), and exports named sets for `nft -f`.
 
 The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
-its jumps. If no line of a chain becomes a row, the elements of the sets that no line uses become the entries of a list.
+its jumps. If the file gives no rows, the elements of its unused sets become the entries of a list.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ADDRESS_FIELDS = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "
 # Hooks for incoming packets, in the kernel's order; `forward`, `output` and `postrouting` get other packets.
 _HOOKS = ("ingress", "prerouting", "input")
 
-# Words that begin a block of statements; any other opening brace begins values.
+# Words at the beginning of a line that may open a block of statements. In all other lines a brace opens values.
 _BLOCKS = frozenset({"table", "set", "map", "chain", "counter", "quota", "limit", "flowtable"})
 
 # Maximum nesting of blocks and of variables: a table contains chains, and a variable may name another.
@@ -435,23 +435,23 @@ class _Rule:
         key = f"{word} {self._peek()}"
         if key in {"ip saddr", "ip6 saddr"}:
             self._next()
-            self._compare(self._about_sources)
+            self._compare(self._apply_sources)
         elif key in {"tcp dport", "th dport"}:
             self._next()
-            self._compare(self._about_port)
+            self._compare(self._apply_port)
         elif word in {"iif", "iifname"}:
-            self._compare(self._about_interface)
+            self._compare(self._apply_interface)
         elif key in {"ip daddr", "ip6 daddr"}:
             self._next()
-            self._compare(self._about_destination)
+            self._compare(self._apply_destination)
         elif key == "ct state":
             self._next()
-            self._compare(self._about_state)
+            self._compare(self._apply_state)
         elif key in {"ip protocol", "ip6 nexthdr"}:
             self._next()
-            self._compare(self._about_protocol)
+            self._compare(self._apply_protocol)
         elif word in {"l4proto", "nfproto", "protocol"}:
-            self._compare(self._about_protocol)
+            self._compare(self._apply_protocol)
         elif word in {"udp", "icmp", "icmpv6", "sctp", "dccp", "esp", "ah"}:
             self._place = len(self._words)
             self._keep_verdict()
@@ -470,8 +470,8 @@ class _Rule:
                 self._step.effect = Effect.JUMP
                 self._step.target = self._table.chain_name(self._words[place + 1].text)
 
-    def _compare(self, about: Callable[[ChainStep, _Values], None]) -> None:
-        """Takes the rest of a comparison: with a value, or with each key of a verdict map."""
+    def _compare(self, apply: Callable[[ChainStep, _Values], None]) -> None:
+        """Reads the rest of a comparison, and calls `apply` with its value, or with each key of its verdict map."""
         if self._peek() == "vmap":
             self._next()
             for key, verdict in self._table.pairs(self._value()):
@@ -479,7 +479,7 @@ class _Rule:
                 step.sources, step.negated = self._step.sources, self._step.negated
                 self._set_effect(step, verdict)
                 try:
-                    about(step, _Values(key))
+                    apply(step, _Values(key))
                 except UnsupportedError as error:
                     step.lost, step.other_traffic = str(error), isinstance(error, OtherTrafficError)
                 self._made.append(step)
@@ -491,7 +491,7 @@ class _Rule:
             self._place += 2
         if self._peek() in {".", "&"}:
             raise UnsupportedError("a condition on several things at once")
-        about(self._step, _Values(self._value(), negated))
+        apply(self._step, _Values(self._value(), negated))
 
     def _set_effect(self, step: ChainStep, words: list[_Word]) -> None:
         """Sets the effect of a step, from `drop` or `jump CHAIN`."""
@@ -503,31 +503,31 @@ class _Rule:
         if step.effect is Effect.NOTHING:
             step.lost, step.other_traffic = "it decides nothing", True
 
-    def _about_sources(self, step: ChainStep, values: _Values) -> None:
+    def _apply_sources(self, step: ChainStep, values: _Values) -> None:
         if step.sources is not None:
             raise UnsupportedError("two conditions on the source")
         networks = self._table.networks(values.words)
         step.sources, step.negated = tuple(networks), values.negated
 
-    def _about_port(self, _step: ChainStep, values: _Values) -> None:
+    def _apply_port(self, _step: ChainStep, values: _Values) -> None:
         connection = self._table.connection
         if any(connection.is_port(element[0].text) for element in self._table.elements(values.words)) == values.negated:
             raise OtherTrafficError(f"it is not about port {connection.port} (--port)")
 
-    def _about_interface(self, step: ChainStep, values: _Values) -> None:
+    def _apply_interface(self, step: ChainStep, values: _Values) -> None:
         names = [element[0].text.strip('"') for element in self._table.elements(values.words)]
         step.condition = self._table.connection.interface_condition(names, negated=values.negated) or step.condition
 
-    def _about_destination(self, step: ChainStep, values: _Values) -> None:
+    def _apply_destination(self, step: ChainStep, values: _Values) -> None:
         names = ", ".join(element[0].text for element in self._table.elements(values.words))
         step.condition = f"an address of this host, {'not ' if values.negated else ''}{names}"
 
-    def _about_state(self, _step: ChainStep, values: _Values) -> None:
+    def _apply_state(self, _step: ChainStep, values: _Values) -> None:
         states = {word.text for element in self._table.elements(values.words) for word in element}
         if values.negated == ("new" in states):
             raise OtherTrafficError("it is about established connections")
 
-    def _about_protocol(self, step: ChainStep, values: _Values) -> None:
+    def _apply_protocol(self, step: ChainStep, values: _Values) -> None:
         names = {element[0].text for element in self._table.elements(values.words)}
         versions = {4 if name in {"ipv4", "ip"} else 6 for name in names if name in {"ipv4", "ip", "ipv6", "ip6"}}
         if not versions:

@@ -38,7 +38,7 @@ class DecisionFilter(NamedTuple):
     networks: tuple[netaddr.IPNetwork, ...] = ()
 
     def matches(self, decision: LoggedDecision) -> bool:
-        """Whether a decision matches. An action that `mode: observe` suppressed and a rule that only observed count."""
+        """Whether a decision matches, also by a suppressed action (`mode: observe`) or by a rule that only observes."""
         if decision.is_probe:
             return False
         if self.actions and decision.action not in self.actions and decision.would not in self.actions:
@@ -55,7 +55,7 @@ def follow(
 
     Looks for the `last` decisions in the last 512 KiB only. Calls `wait` when there is nothing to read, and ends when
     `wait` returns False. A rotated log is read to its end, then the new log from its start; a truncated log is read
-    from its start. Raises `LogError` if the log cannot be opened at the beginning.
+    from its start. Raises `LogError` if the log cannot be opened at first.
     """
     try:
         file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - replaced on rotation

@@ -34,7 +34,7 @@ def replayed(folder: Path, *mails: str) -> Replay:
     return replay(ruleset_of(folder, RULES), log_of(folder, *mails), TODAY)
 
 
-def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
+def test_all_tries_with_the_same_sender_and_recipient_count_as_a_single_mail(tmp_path: Path) -> None:
     pool, other = "mail{}.pool.example[192.0.{}.25]", "unknown[198.51.100.7]"
     found = replayed(
         tmp_path,
@@ -52,7 +52,7 @@ def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
         "delivered": 2,
         "longest_wait_seconds": 420,
         "never_came_back": 1,
-        "uncounted": False,
+        "uncounted": False,  # whether there were more mails than could be followed
     }
     text = printed(found)
     assert "greylisting: 2 delivered mails would have waited, 420 s at most; 1 mail never came back" in text

@@ -52,10 +52,10 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def read_dated(path: str, limit: int) -> tuple[bytes, float]:
-    """The bytes of a regular file, at most `limit` of them, and when it was last written (Unix seconds).
+    """The bytes of a regular file, and when it was last written (Unix seconds).
 
-    Raises UnreadableError and OversizedError. Never waits: a FIFO is refused like everything that is not a regular
-    file.
+    Raises OversizedError if the file is longer than `limit` bytes, and UnreadableError. Never waits: a FIFO is refused
+    like everything that is not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -82,7 +82,7 @@ def read_dated(path: str, limit: int) -> tuple[bytes, float]:
 
 
 def _read_up_to(descriptor: int, limit: int, size: int) -> bytes:
-    # Reading one byte more than the size detects the end. A read may return fewer bytes than requested.
+    # An empty read is the end of the file: any other read may return fewer bytes than requested.
     parts = []
     missing = limit
     while missing and (part := os.read(descriptor, min(missing, max(size + 1, 65536)))):

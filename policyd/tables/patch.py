@@ -51,7 +51,9 @@ class Difference(NamedTuple):
 def patch_ranges(
     table: RangeTable, masks: Masks, changes: Mapping[int, LongList]
 ) -> tuple[list[Buffer], dict[int, Difference]]:
-    """Replaces the list at each place of `changes`. Returns the parts of the patched table, and the differences.
+    """Replaces lists: `changes` has the new content by the number of the list, which is its bit in a mask.
+
+    Returns the parts of the patched table, and the differences.
 
     Adds new combinations to `masks`. Raises TooManyCombinationsError.
     """
@@ -161,7 +163,7 @@ class NamesPatch(NamedTuple):
 def patch_names(
     table: NameTable, masks: Masks, changes: Mapping[int, EntrySource]
 ) -> tuple[NamesPatch, dict[int, Difference]]:
-    """Finds the patch that replaces the list at each place of `changes`, and the differences.
+    """Finds the patch that replaces lists (`changes` as in `patch_ranges`), and the differences.
 
     Adds new combinations to `masks`. Raises NotPatchableError, TooManyCombinationsError.
     """

@@ -55,7 +55,9 @@ def test_without_settings_there_are_defaults(tmp_path: Path, monkeypatch: pytest
 def test_an_unreadable_file_gives_the_status_2_and_a_wrong_file_1(
     settings_text: str | None, rules_text: str | None, status: int, count: int, tmp_path: Path
 ) -> None:
-    """The exit status is 2 if a settings or rules file cannot be read. Problems of both files are reported together."""
+    """The exit status is 2 if a settings or rules file cannot be read. Problems of both files are reported together,
+    unless the settings cannot be parsed: then the rules file is not known.
+    """
     if settings_text is not None:
         (tmp_path / "policyd.yaml").write_text(settings_text)
     if rules_text is not None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.flow import HEAD, NORMAL_SECONDS, Flow
 from tests.faults.world import World, rules_file, ruleset_hash
-from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures of the tests here too
+from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures that the fault tests use as well
 from tests.field.policyd import Policyd
 from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.name_server import ScriptedServer
@@ -119,7 +119,7 @@ class Setting:
 
 
 def wait_for_edition(policyd: Policyd, edition: int) -> None:
-    """Waits until the log says that an edition is in force, even during several reloads."""
+    """Waits until the log has a line that this edition was loaded, whatever other reloads run meanwhile."""
     words = f": reloaded: ruleset {ruleset_hash(edition)}: "
     until(words, lambda: words in policyd.operational_log.read_text() or None)
 

@@ -129,8 +129,8 @@ NAMELESS = (
 
 CLIENTS: tuple[Named | Nameless, ...] = NAMED + NAMELESS
 
-# Addresses of nameless clients: the lowest address, and the number of bits below the place in NAMELESS. The serial
-# number is in the lowest bits.
+# For IPv4 and IPv6, addresses of nameless clients: the first address, and by how many bits the index into NAMELESS is
+# shifted to the left. The serial number is in the lowest bits.
 _SERIAL_BITS = 20
 _NETWORKS = (
     (ipaddress.ip_address("10.0.0.0"), _SERIAL_BITS),

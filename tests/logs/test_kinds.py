@@ -95,8 +95,9 @@ PROXIED_AND_REFUSED = "".join(
 )
 
 SCREENED = "Jan  5 10:00:0{n} mx postfix/postscreen[11]: NOQUEUE: reject: {state} from [198.51.100.{client}]:{port}: {text}; from=<a@example.com>, to=<{to}@example.net>, proto=ESMTP, helo=<h1.example.org>"
-# A refused recipient before the mail has a queue id, an accepted mail of the same client, and a refused recipient of that
-# mail.
+
+# REJECT: a recipient refused before the mail has a queue id. GOOD: an accepted mail of the same client. REJECT_IN_MAIL: a
+# refused recipient of the mail in GOOD.
 REJECT = "Jan  5 10:00:01 mx postfix/smtpd[11]: NOQUEUE: reject: RCPT from mail.example.com[192.0.2.1]: 550 5.1.1 <typo@example.net>: Recipient address rejected: User unknown; from=<{sender}> to=<typo@example.net> proto=ESMTP helo=<mail.example.com>"
 GOOD = """
     Jan  5 10:00:01 mx postfix/smtpd[11]: AAA1111111: client=mail.example.com[192.0.2.1]
@@ -130,7 +131,9 @@ KINDS = [
         [("192.0.2.1", R)],
     ),
     Case(
-        "a filter before the queue keeps the mail", proxied(f"{ACCEPT}, discarded, id=1-02 - spam"), [("192.0.2.1", R)]
+        "a filter before the queue discards the mail",
+        proxied(f"{ACCEPT}, discarded, id=1-02 - spam"),
+        [("192.0.2.1", R)],
     ),
     Case(
         "the reply names a mail that is handed back",
@@ -138,7 +141,7 @@ KINDS = [
         [("192.0.2.1", D)],
     ),
     Case(
-        "the reply names the client of a mail that is handed back",
+        "the reply names a mail that is handed back with its client, and bounces",
         proxied(ACCEPT_AS, HANDED_BACK.format(xforward=", orig_client=out1.provider.example[192.0.2.1]"), BOUNCED),
         [("192.0.2.1", R)],
     ),
@@ -176,7 +179,7 @@ KINDS = [
     ),
     # Sent, but not delivered
     Case(
-        "a filter keeps the mail",
+        "a filter discards the mail",
         SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.7.0 Ok, discarded, id=1-02 - spam"),
         [("198.51.100.7", R)],
     ),
@@ -224,7 +227,7 @@ KINDS = [
         ANSWER_FIRST.format(removed="") + BOUNCED,
         [("198.51.100.7", R)],
     ),
-    # The first mail was counted as delivered when it was removed; the second is still not a separate mail.
+    # The removal counts the first mail as delivered, so its bounce comes too late. The second is not a separate mail either.
     Case(
         "a filter's answer and the removal are logged before the mail that it hands back",
         ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,
@@ -320,7 +323,7 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "header_checks, without the lines that grep left out",
+        "header_checks, in a log filtered by grep",
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: from b[ob] to you from bad.example.org[198.51.100.7]; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<h>: 5.7.1 no",
         [("198.51.100.7", R)],
     ),
@@ -330,7 +333,7 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a refused recipient of an accepted mail, without the lines that grep left out",
+        "a refused recipient of an accepted mail, in a log filtered by grep",
         REJECT_IN_MAIL,
         [("192.0.2.1", R)],
     ),
@@ -466,7 +469,7 @@ def test_a_mail_that_a_filter_handed_back_keeps_its_client_and_envelope() -> Non
     assert (mail.recipients, mail.by, mail.text) == ((b"b@example.net",), b"local", b'unknown user: "b"')
 
 
-def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
+def test_a_mail_refused_by_a_filter_before_the_queue_has_its_client_and_envelope() -> None:
     (mail,) = mails(proxied("proxy-reject: END-OF-MESSAGE: 554 5.7.0 Reject"))
     assert (mail.names, mail.sender, mail.recipients) == (
         (b"out1.provider.example",),
@@ -477,7 +480,7 @@ def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
 
 
 def test_a_refusal_without_its_client_line_still_has_client_and_envelope() -> None:
-    case = next(case for case in KINDS if case.name == "header_checks, without the lines that grep left out")
+    case = next(case for case in KINDS if case.name == "header_checks, in a log filtered by grep")
     (mail,) = mails(case.text)
     assert (mail.names, mail.name_status) == ((b"bad.example.org",), NameStatus.VERIFIED)
     assert (mail.sender, mail.recipients, mail.helo_name) == (b"s@example.org", (b"b@example.net",), b"h")

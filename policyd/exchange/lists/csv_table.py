@@ -15,7 +15,7 @@ _COLUMNS = ("order", "rule", "action", "code", "text", "mode", "expires", "claus
 
 
 def write(rows: Sequence[Row], report: ConversionReport, _options: ExportOptions) -> str:
-    """All rules, in order, with all their conditions."""
+    """Every row, in order, with all its conditions and exceptions."""
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")
     table.writerow(_COLUMNS)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:
-    """Parses networks in the form of rules. Raises ValueError with a message for the user."""
+    """Parses networks or addresses, such as 192.0.2.0/24. Raises ValueError with a message for the user."""
     networks = []
     for value in values:
         try:

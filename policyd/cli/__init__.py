@@ -70,7 +70,7 @@ class _Commands(click.Group):
         for name in self.list_commands(context):
             command = self.get_command(context, name)
             assert command is not None
-            rows.append((name, (command.help or "").split("\n\n", 1)[0].replace("\n", " ")))
+            rows.append((name, " ".join((command.help or "").split("\n\n", 1)[0].split())))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -23,6 +23,11 @@ def test_help_has_a_whole_sentence_for_every_command(run: Run) -> None:
     assert listed.count(". ") + 1 >= len(COMMANDS)
 
 
+def test_the_list_of_commands_has_no_gaps_in_its_sentences(run: Run) -> None:
+    _, _, commands = run("--help").out.partition("Commands:\n")
+    assert "the client of a decision." in " ".join(line.strip() for line in commands.splitlines())
+
+
 def test_help_shows_each_example_on_its_own_line(run: Run) -> None:
     assert "\n  policyd serve -c policyd.yaml          answer Postfix\n" in run("--help").out
 

@@ -95,7 +95,7 @@ def checked_at(fetched: str) -> float | None:
 def late_since(path: str, every: float, modified: float) -> float | None:
     """When a file was last fetched or found unchanged, if that is longer ago than twice `every`; otherwise None.
 
-    `modified`, the file's own time, is used if there is no state file. Times are in Unix seconds.
+    Without a state file, `modified` counts, the time of the file itself. Times are in Unix seconds.
     """
     checked = checked_at(path)
     checked = modified if checked is None else checked

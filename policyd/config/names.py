@@ -25,7 +25,7 @@ def ruleset_names(sections: str, settings: str | None, rules: str | None) -> lis
     """The names in a section of the ruleset, or in several joined by `+`.
 
     A section is `rules`, `lists`, `databases`, `dns_lists` or `counters`. The rules file is the argument `rules`, or
-    else the one that the settings file `settings` names; if both are None, there are no names.
+    else the one that the settings file `settings` names; if both are None, the result is empty.
     """
     path = rules if rules is not None else _rules_of(settings)
     root = _tree(path, MAX_COMPLETION_BYTES) if path is not None else None

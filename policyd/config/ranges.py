@@ -489,8 +489,8 @@ class _RecordTexts:
     def parse(self) -> tuple[list[int], array[int], list[bytes]]:
         """Returns each text's number in the table, and the AS number and the name or country (UTF-8) of each number.
 
-        The number is 0 if the text means that there is no record. The first part is empty if each text keeps its
-        number. Raises RecordError.
+        A text without a record has the number 0. If every text keeps its number, the first part is empty. Raises
+        RecordError.
         """
         rests = [*self._numbers]
         try:

@@ -99,9 +99,10 @@ def read_rules(
     Returns None if the file cannot be read or is not YAML, or if a list file changed meanwhile. Adds all problems to
     the report, which must be empty before. Without `keep_lists`, the bytes of list files are freed after parsing.
     `list_files` maps the name of a list to the file to read instead of its own; `database_files` does so for the path
-    of a database. `tables` has the tables of the ruleset in force, and gets the tables of this ruleset. With `data`, no
-    file is read, there are no databases, and no test is run. Without `databases`, the declared databases are not read
-    and are assumed to be valid. Databases in `databases_in_force` are not parsed again if their files have not changed.
+    of a database. `tables` has the tables of the ruleset in force, and gets the tables of this ruleset. With `data`,
+    files are not read, databases are left out, and tests are not run. Without `databases`, the declared databases are
+    not read and are assumed to be valid. Databases in `databases_in_force` are not parsed again if their files have not
+    changed.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)

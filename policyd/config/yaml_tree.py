@@ -103,7 +103,7 @@ def describe(node: Node) -> str:
 
 
 def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
-    """Parses one YAML document. If there is no valid document, reports why and returns None.
+    """Parses one YAML document. Reports the problem and returns None if the document is not valid.
 
     An empty file is a problem, because a failed copy can leave an empty file.
     """
